@@ -1,0 +1,166 @@
+"""The job directory: one folder of a store that holds everything about a job.
+
+========================  ====================================================================================
+``job.json``              the resolved submission (:class:`~cortex_dask.io.settings.JobSettings`), written once
+``project/<hash>.tar.gz`` the packed project, or ``handler.pkl``, a class pickled by value
+``plan/plan.json``        the plan's header; ``plan/splits-00000.jsonl`` …: the splits, a chunk of lines each
+``schema.json``           the output's schema, once settled (``{"schema": <base64 of Arrow IPC>}``)
+``ledger/<n>.jsonl``      finished splits, see :mod:`cortex_dask.io.ledger`
+``failures/…``            dead letters: one JSON line per failed batch, with its payload
+``logs/…``                chunks of log lines
+``status.json``           the status document, refreshed while the job runs
+``metrics.json``          what the handler pushed
+``control/stop.json``     a request to stop: ``{"status": "stopped" | "timed out", "reason": …}``
+``coordinator.json``      who runs the job now, with a heartbeat
+========================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from cortex_dask.errors import JobNotFoundError
+from cortex_dask.io.settings import JobSettings
+from cortex_dask.io.splits import PlanHeader, Split
+from cortex_dask.io.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["JobDirectory", "decode_schema", "encode_schema", "jobs_prefix"]
+
+_SPLITS_PER_CHUNK = 20_000  # a chunk is some MB: read and written in one request each
+
+
+def jobs_prefix(api_name: str, job_id: str) -> str:
+    """Return where in an environment's store a job directory lies."""
+    return f"jobs/{api_name}/{job_id}"
+
+
+def encode_schema(schema: pa.Schema) -> str:
+    """Return an Arrow schema as base64 of its IPC form."""
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def decode_schema(text: str) -> pa.Schema:
+    """Return the Arrow schema that :func:`encode_schema` encoded."""
+    import pyarrow as pa
+
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+
+
+class JobDirectory:
+    """Typed access to a job directory.
+
+    Parameters
+    ----------
+    url : str
+        The folder, on any fsspec URL or as a local path.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.store = Store(url)
+        self.url = self.store.url
+
+    def __repr__(self) -> str:
+        return f"JobDirectory({self.url!r})"
+
+    # job.json -------------------------------------------------------------------------------------------------------
+
+    def create(self, settings: JobSettings) -> None:
+        """Write ``job.json``; this makes the job exist.
+
+        Raises
+        ------
+        FileExistsError
+            If the directory holds a job already.
+        """
+        self.store.create("job.json", orjson.dumps(settings.to_json(), option=orjson.OPT_INDENT_2))
+
+    def settings(self) -> JobSettings:
+        """Read ``job.json``.
+
+        Raises
+        ------
+        JobNotFoundError
+            If there is none.
+        """
+        try:
+            return JobSettings.from_json(orjson.loads(self.store.read("job.json")))
+        except FileNotFoundError:
+            raise JobNotFoundError(f"there is no job at {self.url}: it has no job.json") from None
+
+    # plan -----------------------------------------------------------------------------------------------------------
+
+    def write_plan(self, header: PlanHeader, splits: Iterable[Split]) -> None:
+        """Write the splits, then the header that makes the plan whole."""
+        chunk: list[bytes] = []
+        number = 0
+        for split in splits:
+            chunk.append(orjson.dumps(split.to_json()))
+            if len(chunk) == _SPLITS_PER_CHUNK:
+                self.store.write(f"plan/splits-{number:05d}.jsonl", b"\n".join(chunk))
+                chunk, number = [], number + 1
+        if chunk:
+            self.store.write(f"plan/splits-{number:05d}.jsonl", b"\n".join(chunk))
+        self.store.write("plan/plan.json", orjson.dumps(header.to_json(), option=orjson.OPT_INDENT_2))
+
+    def plan_header(self) -> PlanHeader | None:
+        """Read the plan's header; None while the job has not been planned."""
+        value = self.read_json("plan/plan.json")
+        return None if value is None else PlanHeader.from_json(value)
+
+    def splits(self) -> Iterator[Split]:
+        """Yield the planned splits in input order, a chunk in memory at a time."""
+        number = 0
+        while (data := self._read_or_none(f"plan/splits-{number:05d}.jsonl")) is not None:
+            for line in data.splitlines():
+                yield Split.from_json(orjson.loads(line))
+            number += 1
+
+    # small documents ------------------------------------------------------------------------------------------------
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON document; None where it does not exist."""
+        data = self._read_or_none(name)
+        return None if data is None else orjson.loads(data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON document, whole or not at all."""
+        self.store.write(name, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+
+    def schema(self) -> str | None:
+        """Return the settled output schema (base64 of Arrow IPC), or None."""
+        value = self.read_json("schema.json")
+        return None if value is None else value["schema"]
+
+    def settle_schema(self, schema: str) -> str:
+        """Settle the output schema; the first one stands. Returns the one that stands."""
+        try:
+            self.store.create("schema.json", orjson.dumps({"schema": schema}))
+        except FileExistsError:
+            return self.schema() or schema
+        return schema
+
+    def request_stop(self, status: str, reason: str) -> None:
+        """Ask every process of the job to stop."""
+        self.write_json("control/stop.json", {"status": status, "reason": reason})
+
+    def stop_request(self) -> dict[str, str] | None:
+        """Return the request to stop, if there is one."""
+        value: dict[str, str] | None = self.read_json("control/stop.json")
+        return value
+
+    def clear_stop(self) -> None:
+        """Take a request to stop back (before a job is resumed)."""
+        self.store.delete("control/stop.json")
+
+    def _read_or_none(self, name: str) -> bytes | None:
+        try:
+            return self.store.read(name)
+        except FileNotFoundError:
+            return None

@@ -1,0 +1,1 @@
+"""The running of a job: coordinator, split task, supervisor, handler process."""
