@@ -1,0 +1,83 @@
+# Everything that is done with this repository, on a machine that has Python 3.11 or newer and make (3.81 will do).
+#
+#   make demo     a virtual environment, then the main job on real data with 4 workers
+#   make test     the same set-up, then the test suite
+#   make lint     format, lint and type checks
+#   make bench    the benchmark against the bare floor and the peers (minutes; BENCH="--help" shows its options)
+#   make clean    remove what the above made
+
+# The first Python of these that is new enough; `make PYTHON=/path/to/python demo` decides otherwise.
+ifndef PYTHON
+PYTHON := $(shell for candidate in python3 python3.13 python3.12 python3.11 python; do \
+    $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
+endif
+VENV ?= .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+CPUS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# Tests wait for processes more than they compute, so even two cores keep three of them busy.
+TEST_WORKERS ?= $(shell test $(CPUS) -gt 2 && echo $(CPUS) || echo 3)
+TESTS ?=
+BENCH ?=
+
+# A shell may forbid bytecode; then every handler process would compile its imports again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint format bench clean install
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.installed
+	$(BIN)/python tools/demo.py
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(TESTS)
+
+lint: $(VENV)/.installed-test $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+install: $(VENV)/.installed
+
+# The stamps: one for what users need, one with the tests' tools, one with the linters'. uv installs where it is at hand;
+# it does not read pip's configuration, so pip has the last word.
+define pip-install
+	$(if $(UV),$(UV) pip install --quiet --python $(BIN)/python --editable '.$(1)' ||) $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(1)'
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # some packages ship templates that do not compile
+	@touch $@
+endef
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "cortex_dask needs Python 3.11 or newer and found none; install one, or name it: make PYTHON=/path/to/python $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "cortex_dask needs Python 3.11 or newer, and $(PYTHON) is %d.%d; name another: make PYTHON=/path/to/python $(MAKECMDGOALS)" % sys.version_info[:2])'
+	@echo "Making the virtual environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml
+	@echo "Installing cortex_dask into $(VENV)"
+	$(call pip-install)
+
+$(VENV)/.installed-test: $(VENV)/.created pyproject.toml
+	@echo "Installing cortex_dask with what its tests need into $(VENV)"
+	$(call pip-install,[test])
+	@touch $(VENV)/.installed
+
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
+	@echo "Installing cortex_dask with what its checks need into $(VENV)"
+	$(call pip-install,[dev])
+	@touch $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

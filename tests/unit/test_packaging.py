@@ -1,0 +1,204 @@
+"""What holds for the project as a whole: its dependencies, and which way its imports point."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "cortex_dask"
+
+#: Where conda-forge's name differs: ``dask`` without extras is its ``dask-core``.
+CONDA_NAMES = {"dask": "dask-core"}
+
+
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+# Dependencies --------------------------------------------------------------------------------------------------------
+
+
+def requirement(text: str) -> tuple[str, str]:
+    """Split a requirement into its normalised name and its version, without extras."""
+    match = re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*(.*)", text.strip())
+    assert match, text
+    name = re.sub(r"[._-]+", "-", match[1]).lower()
+    return name, match[2].replace(" ", "")
+
+
+def test_environment_yml_names_the_same_packages_as_pyproject() -> None:
+    project = pyproject()["project"]
+    extras = project["optional-dependencies"]
+    wanted = {
+        CONDA_NAMES.get(name, name): version
+        for name, version in map(requirement, [*project["dependencies"], *extras["test"], *extras["dev"]])
+    }
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = dict(requirement(item) for item in environment["dependencies"] if isinstance(item, str))
+    assert conda.pop("pip") == ""
+    assert conda.pop("python") == project["requires-python"]
+    assert conda == wanted
+
+
+def test_extras_are_those_that_users_are_told_of() -> None:
+    extras = pyproject()["project"]["optional-dependencies"]
+    assert set(extras) == {"kubernetes", "gateway", "tensorflow", "polars", "notebook", "test", "dev", "all"}
+    everything = re.fullmatch(r"cortex-dask\[(.*)\]", extras["all"][0])
+    assert everything
+    assert set(everything[1].split(",")) <= set(extras)
+
+
+def test_every_import_of_the_package_is_declared() -> None:
+    """A module that is imported but not a dependency works only where something else happens to install it."""
+    project = pyproject()["project"]
+    declared = {requirement(item)[0] for item in project["dependencies"]}
+    declared |= {requirement(item)[0] for extra in project["optional-dependencies"].values() for item in extra}
+    distributions = {
+        "yaml": "pyyaml",
+        "dotenv": "python-dotenv",
+        "pythonjsonlogger": "python-json-logger",
+        "sklearn": "scikit-learn",
+        "IPython": "ipykernel",
+        # brought along by a declared dependency, and of no use without it
+        "numpy": "pandas",
+        "botocore": "s3fs",
+        "tornado": "distributed",
+    }
+    ours = {"cortex_dask", "cortex", "cortex_internal"}
+    missing = {}
+    for path in sources():
+        local = {sibling.stem for sibling in path.parent.glob("*.py")} if "template" in path.parts else set()
+        for name in {module.split(".")[0] for module in imported(path)} - set(sys.stdlib_module_names) - ours - local:
+            distribution = re.sub(r"[._-]+", "-", distributions.get(name, name)).lower()
+            if distribution not in declared:
+                missing[str(path.relative_to(ROOT))] = name
+    # what a handler may raise is recognised by its module when the user has it: never a dependency of ours
+    assert {path: name for path, name in missing.items() if name not in {"torch"}} == {}
+
+
+def test_no_file_names_a_registry_and_no_lock_file_pins_one() -> None:
+    """Where packages come from is the reader's to configure."""
+    texts = [(ROOT / name).read_text() for name in ("pyproject.toml", "environment.yml", "Makefile", ".ci/run")]
+    assert not re.findall(r"://[^\s\"']*(?:pypi|pythonhosted|anaconda)[^\s\"']*", "\n".join(texts))
+    assert not [name for name in ("uv.lock", "poetry.lock", "conda-lock.yml", "Pipfile.lock") if (ROOT / name).exists()]
+
+
+# Imports -------------------------------------------------------------------------------------------------------------
+
+#: A module may import from its own layer and from those before it. The longest prefix decides.
+LAYERS = [
+    {"errors"},
+    {"io"},
+    {"handler", "spec", "project", "environments"},
+    {"runtime", "clusters", "job", "progress"},
+    {"client"},
+    {"__init__", "cli", "testing", "compat"},
+]
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports anywhere, also inside functions, as absolute names."""
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join(parents[: len(parents) - node.level + 1] + ([base] if base else []))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def layer(module: str) -> int | None:
+    parts = module.split(".")
+    if parts[0] != "cortex_dask":
+        return None
+    name = parts[1] if len(parts) > 1 else "__init__"
+    for number, names in enumerate(LAYERS):
+        if name in names:
+            return number
+    # ``from cortex_dask import run``: a name of the package itself
+    return len(LAYERS) - 1
+
+
+def test_every_module_has_a_layer() -> None:
+    tops = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sources()}
+    known = set().union(*LAYERS)
+    assert tops - known - {"template"} == set(), "add the new module to LAYERS, and to the picture in the docs"
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path in sources():
+        if "template" in path.parts:
+            continue
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        own = layer(module)
+        assert own is not None
+        for name in imported(path):
+            other = layer(name)
+            if other is not None and other > own:
+                wrong.append(f"{module} imports {name}")
+    assert wrong == []
+
+
+HEAVY = ("dask", "distributed", "pydantic", "click", "rich")
+#: Too slow to import before they are needed.
+LAZY = ("pandas", "polars", "s3fs", "pyarrow.dataset", "cloudpickle", "jinja2", "IPython")
+
+
+def light_modules() -> list[str]:
+    paths = [*(PACKAGE / "io").rglob("*.py"), *(PACKAGE / name for name in ("errors.py", "handler.py", "__init__.py"))]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sorted(paths)]
+    return [*names, "cortex_dask.runtime.process"]
+
+
+def test_io_handler_and_handler_process_import_nothing_heavy() -> None:
+    """The handler process starts once per worker of every job; an import of dask alone costs more than a small job."""
+    program = f"""
+import importlib, sys
+for name in {light_modules()!r}:
+    importlib.import_module(name)
+    found = [heavy for heavy in {HEAVY + LAZY!r} if heavy in sys.modules]
+    if found:
+        sys.exit(f"importing {{name}} imports {{', '.join(found)}}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT, env=clean_environment()
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["cortex_dask.cli", "cortex_dask.client", "cortex_dask.spec"])
+def test_front_end_starts_without_the_data_libraries(module: str) -> None:
+    """``--help``, ``get`` and ``env`` answer at once: what a job needs is imported when a job runs."""
+    program = f"""
+import importlib, sys
+importlib.import_module({module!r})
+found = [heavy for heavy in {("distributed", "pandas", "polars", "s3fs")!r} if heavy in sys.modules]
+if found:
+    sys.exit("it imports " + ", ".join(found))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT, env=clean_environment()
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def clean_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
