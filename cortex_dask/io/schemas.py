@@ -13,14 +13,12 @@ import pyarrow as pa
 
 from cortex_dask.errors import DatasetError
 from cortex_dask.io.arrow_types import TypeConflictError, has_null, join_fields, plain
+from cortex_dask.io.conforming import SchemaError, conform
+from cortex_dask.io.declarations import parse
 
-__all__ = ["SchemaError", "is_settled", "settle", "unify"]
+__all__ = ["SchemaError", "conform", "is_settled", "parse", "settle", "unify"]
 
 _RECENT = 8  # distinct schemas that are compared whole before a schema is joined column by column
-
-
-class SchemaError(ValueError):
-    """Rows do not fit the schema that was settled or declared."""
 
 
 def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
@@ -126,7 +124,8 @@ def _drift_error(
                 break
     return DatasetError(
         f"column {_dotted(conflict.path)} is {conflict.left} in {other} but {conflict.right} in {file}, "
-        f"and no type holds both: convert one of the files, leave one of them out of the input, or leave the column out with `columns`"
+        f"and no type holds both: convert one of the files, leave one of them out of the input, "
+        f"or leave the column out with `columns`"
     )
 
 
