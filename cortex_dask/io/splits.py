@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["BATCH_NAMESPACE", "DatasetInput", "PlanHeader", "Piece", "Split", "batch_id", "part_name", "part_token"]
+__all__ = ["BATCH_NAMESPACE", "DatasetInput", "Piece", "PlanHeader", "Split", "batch_id", "part_name", "part_token"]
 
 #: Name space of batch ids (any fixed uuid will do; it never changes, so ids are reproducible).
 BATCH_NAMESPACE = uuid.UUID("6a0f5c2e-6f5b-5b7e-9a51-0c7f3a1d2b47")

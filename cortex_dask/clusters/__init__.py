@@ -1,0 +1,47 @@
+"""Where the slots are: one small class per backend behind one seam, :class:`~cortex_dask.clusters.base.Cluster`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cortex_dask.errors import SpecError
+
+if TYPE_CHECKING:
+    from cortex_dask.clusters.base import Cluster
+
+__all__ = ["make_cluster"]
+
+_ADDRESSES = ("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")
+
+
+def make_cluster(name: str | Cluster) -> Cluster:
+    """Return the backend that ``--cluster`` or ``cluster=`` names; a backend that is made already is returned as it is.
+
+    Parameters
+    ----------
+    name : str or Cluster
+        ``"local"``: this machine. ``"inline"``: the calling thread. ``"tcp://host:8786"``: an existing scheduler.
+
+    Raises
+    ------
+    SpecError
+        If there is no such backend.
+    """
+    if not isinstance(name, str):
+        return name
+    if name == "local":
+        from cortex_dask.clusters.local import LocalThreads
+
+        return LocalThreads()
+    if name == "inline":
+        from cortex_dask.clusters.inline import Inline
+
+        return Inline()
+    if name.startswith(_ADDRESSES):
+        from cortex_dask.clusters.address import Address
+
+        return Address(name)
+    raise SpecError(
+        f"cluster: {name!r} is no cluster: say 'local' (this machine), 'inline' (the calling thread, for debuggers), "
+        "or the address of a Dask scheduler, e.g. 'tcp://127.0.0.1:8786'"
+    )

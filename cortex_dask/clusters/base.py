@@ -1,0 +1,72 @@
+"""The seam between the coordinator and the machines: what every backend does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from cortex_dask.io.records import Outcome, SplitTask
+from cortex_dask.io.settings import JobSettings
+
+__all__ = ["Cluster", "Done", "Report", "WorkerLost"]
+
+
+class WorkerLost(Exception):  # noqa: N818 - named as the cause that users read in dead letters
+    """A split's worker vanished before it returned; its batches are not to blame."""
+
+
+Done = Callable[[Outcome | Exception], None]
+Report = Callable[[dict[str, Any]], None]
+
+
+class Cluster(ABC):
+    """A backend: some slots, each of which runs one split at a time.
+
+    The coordinator calls :meth:`start` once, :meth:`submit` many times (never more than its window), :meth:`stop` when the running
+    splits have to end now, and :meth:`close` in any case.
+    """
+
+    #: The word for ``--cluster`` and for messages.
+    name: str
+
+    def prepare(self, job_url: str, settings: JobSettings) -> None:
+        """Begin whatever takes time and needs no plan; called before the job is planned. By default nothing."""
+
+    @abstractmethod
+    def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
+        """Bring the slots up, or connect to them.
+
+        Parameters
+        ----------
+        job_url : str
+            The job directory.
+        settings : JobSettings
+            Says how many workers are wanted and what each needs.
+        report : callable
+            Takes the events of running splits, from any thread.
+        """
+
+    @abstractmethod
+    def slots(self) -> int:
+        """Return how many splits can run at the same time, at this moment."""
+
+    @abstractmethod
+    def submit(self, task: SplitTask, done: Done) -> None:
+        """Send a split; ``done`` is called once, from any thread, with its outcome or with :class:`WorkerLost`."""
+
+    @abstractmethod
+    def complete(self) -> Outcome:
+        """Run ``on_job_complete`` on one worker's handler and wait for it."""
+
+    @abstractmethod
+    def stop(self, reason: str) -> None:
+        """End the running splits now; they answer with the outcome ``stopped``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the job's handler processes, and everything that :meth:`start` started."""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"{self.name} with {self.slots()} slots"

@@ -1,0 +1,48 @@
+"""The calling thread: no processes, no threads, for debuggers and unit tests."""
+
+from __future__ import annotations
+
+from cortex_dask.clusters.base import Cluster, Done, Report
+from cortex_dask.io.records import Outcome, SplitTask
+from cortex_dask.io.settings import JobSettings
+
+__all__ = ["Inline"]
+
+
+class Inline(Cluster):
+    """Runs every split where it is submitted; breakpoints in the handler work."""
+
+    name = "inline"
+
+    def __init__(self) -> None:
+        self._job_url = ""
+        self._report: Report = lambda event: None
+
+    def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
+        """Remember the job; there is nothing to start."""
+        self._job_url, self._report = job_url, report
+
+    def slots(self) -> int:
+        """Return 1."""
+        return 1
+
+    def submit(self, task: SplitTask, done: Done) -> None:
+        """Run the split now."""
+        from cortex_dask.runtime import inline
+
+        done(inline.run_split(task, self._report))
+
+    def complete(self) -> Outcome:
+        """Run ``on_job_complete`` on the job's only handler."""
+        from cortex_dask.runtime import inline
+
+        return inline.run_completion(self._job_url)
+
+    def stop(self, reason: str) -> None:
+        """Do nothing: between two splits nothing runs."""
+
+    def close(self) -> None:
+        """Forget the job's handler."""
+        from cortex_dask.runtime import inline
+
+        inline.close_job(self._job_url)

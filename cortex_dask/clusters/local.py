@@ -1,0 +1,70 @@
+"""This machine: one in-process Dask worker whose threads drive the handler processes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from cortex_dask.clusters.base import Report
+from cortex_dask.clusters.client import DaskCluster
+from cortex_dask.io.settings import JobSettings
+
+if TYPE_CHECKING:
+    from distributed import Client, LocalCluster
+
+__all__ = ["LocalThreads"]
+
+
+class LocalThreads(DaskCluster):
+    """The default: no server to reach, no nannies to start, N threads for N handler processes.
+
+    Parameters
+    ----------
+    dashboard : bool, default False
+        Whether Dask's dashboard is served on a free port of the loopback interface.
+    """
+
+    name = "local"
+
+    def __init__(self, *, dashboard: bool = False) -> None:
+        super().__init__()
+        self._dashboard = dashboard
+        self._cluster: LocalCluster | None = None
+
+    def prepare(self, job_url: str, settings: JobSettings) -> None:
+        """Start the handler processes: they import and load the handler while this process imports distributed and plans."""
+        from cortex_dask.runtime import slots
+
+        slots.prestart(job_url, settings.workers)
+
+    def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
+        """Start scheduler and worker in this process."""
+        self._workers = settings.workers
+        super().start(job_url, settings, report)
+
+    def connect(self) -> Client:
+        """Start the in-process cluster and connect to it."""
+        from distributed import Client, LocalCluster
+
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of ports that are taken, of dashboards that are not installed: no concern here
+            self._cluster = LocalCluster(
+                n_workers=1,
+                threads_per_worker=self._workers,
+                processes=False,
+                protocol="inproc://",
+                dashboard_address="127.0.0.1:0" if self._dashboard else None,
+                worker_dashboard_address=None,
+                memory_limit=0,  # the rows are in the handler processes, and those are watched by their supervisors
+                silence_logs=False,
+            )
+            return Client(self._cluster, set_as_default=False)
+
+    def close(self) -> None:
+        """End the job's handler processes, then the in-process cluster."""
+        super().close()
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None

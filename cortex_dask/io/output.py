@@ -1,0 +1,170 @@
+"""The output directory: reserved before a job writes, parts published from staging, sealed with manifest and ``_SUCCESS``.
+
+Everything that is not a committed part has a name that begins with ``_``, which readers of Parquet and JSON datasets skip:
+
+=========================  ===============================================================================
+``part-000042-1f2e3d4c.…`` a committed part of split 42; the digits stand for the job id
+``_temporary/<digits>/``   staged parts of attempts of that job, and the reservation ``_job.json``
+``_manifest.json``         the parts that make up the result, with rows and bytes, and the schema
+``_SUCCESS``               the result is complete: every batch was committed
+=========================  ===============================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+
+from cortex_dask.errors import OutputError
+from cortex_dask.io.records import Part
+from cortex_dask.io.settings import OutputSettings
+from cortex_dask.io.splits import part_token
+from cortex_dask.io.store import Store
+
+__all__ = ["MANIFEST", "SUCCESS", "OutputDirectory", "staging_prefix"]
+
+MANIFEST = "_manifest.json"
+SUCCESS = "_SUCCESS"
+_STAGING = "_temporary"
+
+
+def staging_prefix(job_id: str) -> str:
+    """Return the folder in the output directory that holds a job's staged parts."""
+    return f"{_STAGING}/{part_token(job_id)}"
+
+
+class OutputDirectory:
+    """The output directory of one job.
+
+    Parameters
+    ----------
+    settings : OutputSettings
+        Where, in which format and mode.
+    job_id : str
+        The job whose parts are written.
+    """
+
+    def __init__(self, settings: OutputSettings, job_id: str) -> None:
+        self.store = Store(settings.url)
+        self._settings = settings
+        self._job_id = job_id
+        self._token = part_token(job_id)
+
+    @property
+    def eager(self) -> bool:
+        """Whether parts are published as they come; else only when all are there, beside or in place of older data."""
+        return self._settings.mode == "error"
+
+    def reserve(self) -> list[str]:
+        """Check that the job may write here, and mark the directory as the job's; to be called before the first batch.
+
+        Returns
+        -------
+        list of str
+            The names of what is here already: parts of earlier jobs, for the modes ``append`` and ``overwrite``.
+
+        Raises
+        ------
+        OutputError
+            In mode ``error``, if the directory holds data, or another job writes here; in any mode if it cannot be written.
+        """
+        names = self.store.names()
+        others = sorted({_owner(name) for name in names if name.startswith(f"{_STAGING}/")} - {self._token})
+        held = [name for name in names if not name.startswith(f"{_STAGING}/")]
+        if self._settings.mode == "error" and held:
+            raise OutputError(
+                f"the output directory {self.store.url} holds {len(held)} files already (for example {held[0]}): choose an empty one, "
+                "or say mode 'append' or 'overwrite'"
+            )
+        if others and self._settings.mode != "overwrite":
+            owner = self._reserved_by(others[0])
+            raise OutputError(
+                f"the job {owner} is writing to {self.store.url}, or was left unfinished there: wait for it, resume it, "
+                "or choose another output directory"
+            )
+        self.store.write(
+            f"{staging_prefix(self._job_id)}/_job.json",
+            orjson.dumps({"job_id": self._job_id, "mode": self._settings.mode}),
+        )
+        return [name for name in held if not name.startswith("_") and "/_" not in name]
+
+    def _reserved_by(self, token: str) -> str:
+        try:
+            return str(orjson.loads(self.store.read(f"{_STAGING}/{token}/_job.json"))["job_id"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return token
+
+    def published(self) -> dict[str, int]:
+        """Return the names and sizes in bytes of this job's parts that are in place."""
+        return {name: size for name, size in self.store.sizes("part-").items() if f"-{self._token}." in name}
+
+    def publish(self, part: Part) -> None:
+        """Put a staged part in its final place; doing so again changes nothing."""
+        self.store.publish(part.staged, part.name, part.bytes)
+
+    def discard(self, part: Part) -> None:
+        """Remove a staged part of an attempt that did not count."""
+        self.store.delete(part.staged)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Read the manifest; None where there is none."""
+        try:
+            value: dict[str, Any] = orjson.loads(self.store.read(MANIFEST))
+        except FileNotFoundError:
+            return None
+        return value
+
+    def unseal(self) -> None:
+        """Take ``_SUCCESS`` away while the directory's content changes."""
+        self.store.delete(SUCCESS)
+
+    def write_manifest(self, parts: Iterable[Part], schema: str | None, status: str, replaced: Iterable[str]) -> None:
+        """List the committed parts; in mode ``append`` those of earlier jobs stay listed, in mode ``overwrite`` their files go.
+
+        Parameters
+        ----------
+        parts : iterable of Part
+            The job's parts.
+        schema : str or None
+            The output's schema (base64 of Arrow IPC).
+        status : str
+            The job's status.
+        replaced : iterable of str
+            What :meth:`reserve` found; removed after the manifest has been written, in mode ``overwrite``.
+        """
+        own = [{"name": part.name, "rows": part.rows, "bytes": part.bytes} for part in parts]
+        earlier = list(self._earlier()) if self._settings.mode == "append" else []
+        listed = [*earlier, *own]
+        document = {
+            "version": 1,
+            "job_id": self._job_id,
+            "status": status,
+            "format": self._settings.format,
+            "rows": sum(item["rows"] for item in listed),
+            "bytes": sum(item["bytes"] for item in listed),
+            "schema": schema,
+            "parts": listed,
+        }
+        self.store.write(MANIFEST, orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        if self._settings.mode == "overwrite":
+            kept = {item["name"] for item in own}
+            self.store.delete(*(name for name in replaced if name not in kept))
+
+    def _earlier(self) -> Iterator[dict[str, Any]]:
+        manifest = self.manifest() or {"parts": []}
+        return (item for item in manifest["parts"] if f"-{self._token}." not in item["name"])
+
+    def seal(self) -> None:
+        """Say that the result is complete."""
+        self.store.write(SUCCESS, b"")
+
+    def clean(self) -> None:
+        """Remove the job's staging folder."""
+        self.store.delete_tree(staging_prefix(self._job_id))
+
+
+def _owner(name: str) -> str:
+    parts = name.split("/")
+    return parts[1] if len(parts) > 1 else ""

@@ -1,0 +1,499 @@
+"""The coordinator: it plans a job, keeps a window of splits in flight, commits what comes back, and seals the output.
+
+It is disposable. Everything that it knows lies in the job directory, so that it can be killed at any moment and be started again,
+anywhere, and goes on where the ledger ends. The story of a job, top to bottom: :func:`run_job` → :meth:`Coordinator.run` →
+``_enqueue`` → ``_process`` → ``_seal``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import orjson
+
+from cortex_dask.clusters import make_cluster
+from cortex_dask.clusters.base import Cluster
+from cortex_dask.errors import CortexDaskError, InputError, JobRunningError
+from cortex_dask.io.job_directory import JobDirectory
+from cortex_dask.io.ledger import Ledger
+from cortex_dask.io.output import OutputDirectory
+from cortex_dask.io.records import Outcome, Part, SplitRecord, SplitTask
+from cortex_dask.io.splits import PlanHeader, Split
+from cortex_dask.runtime.abandon import abandon_split
+from cortex_dask.runtime.committer import Committer
+from cortex_dask.runtime.schema_election import SchemaElection
+from cortex_dask.runtime.source import SplitSource
+from cortex_dask.runtime.status import Document, Pulse, StatusBoard, running_elsewhere
+from cortex_dask.runtime.tally import Tally
+
+__all__ = ["Coordinator", "retry_failed", "run_job"]
+
+#: How often a split may lose its worker before its batches are given up. A vanished host is not the batch's fault, so this is larger than
+#: ``max_attempts``; it is finite so that a batch that takes whole hosts down cannot do so for ever.
+WORKER_LOST_BUDGET = 10
+#: How often a split is sent again because a store failed (each time after the store's own retries).
+STORAGE_BUDGET = 5
+_STORAGE_DELAY = 1.0  # seconds before the first of those, doubled each time
+_STOP_CHECK = 1.0  # seconds between two looks for a request to stop
+_STOP_GRACE = 6.0  # seconds that running splits get to answer "stopped"
+_PUBLISHERS = 16  # server-side copies at a time on an object store
+
+
+def run_job(
+    job_url: str,
+    *,
+    cluster: str | Cluster = "local",
+    on_status: Callable[[Document], None] | None = None,
+    force: bool = False,
+) -> Document:
+    """Run a job, or go on with one that was interrupted, stopped or failed.
+
+    Parameters
+    ----------
+    job_url : str
+        The job directory.
+    cluster : str or Cluster, default "local"
+        Where the splits run, see :func:`cortex_dask.clusters.make_cluster`.
+    on_status : callable, optional
+        Called about once a second with the status document, from another thread.
+    force : bool, default False
+        Run although another coordinator seems to be alive; the output is right all the same, but work is done twice.
+
+    Returns
+    -------
+    dict
+        The final status document. A job that is complete already is left as it is.
+
+    Raises
+    ------
+    InputError
+        If the input cannot be planned or the output cannot be written; the status says ``failed while enqueuing``.
+    JobRunningError
+        If another coordinator runs the job.
+    StorageError
+        If the job directory or the output fails after all retries; the job can be resumed.
+    """
+    return Coordinator(JobDirectory(job_url), make_cluster(cluster), on_status).run(force=force)
+
+
+def retry_failed(
+    job_url: str,
+    *,
+    cluster: str | Cluster = "local",
+    on_status: Callable[[Document], None] | None = None,
+    force: bool = False,
+) -> Document:
+    """Handle the batches in the dead letter again, exactly those, and add their rows to the output.
+
+    Takes and returns what :func:`run_job` does.
+    """
+    return Coordinator(JobDirectory(job_url), make_cluster(cluster), on_status).run(force=force, retry=True)
+
+
+class _Ended(Exception):  # noqa: N818 - a signal within this module
+    """The job ends before all splits are done, with this status and reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Coordinator:
+    """One run of one job.
+
+    Parameters
+    ----------
+    job : JobDirectory
+        The job.
+    cluster : Cluster
+        Where the splits run.
+    on_status : callable, optional
+        Called about once a second with the status document.
+    """
+
+    def __init__(
+        self, job: JobDirectory, cluster: Cluster, on_status: Callable[[Document], None] | None = None
+    ) -> None:
+        self._job = job
+        self._cluster = cluster
+        self._settings = job.settings()
+        self._board = StatusBoard(self._settings)
+        self._pulse = Pulse(job, self._board, on_status)
+        self._ledger = Ledger(job.store)
+        self._output = OutputDirectory(self._settings.output, self._settings.job_id) if self._settings.output else None
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inflight: dict[int, Split] = {}
+        self._tries: dict[int, int] = {}  # how often a split has been sent; only of those sent more than once
+        self._lost: dict[int, int] = {}
+        self._storage_faults: dict[int, int] = {}
+        self._retries: dict[int, Split] = {}
+        self._counted = 0  # splits whose records have been added up
+        self._next_stop_check = 0.0
+
+    # the story ------------------------------------------------------------------------------------------------------
+
+    def run(self, *, force: bool = False, retry: bool = False) -> Document:
+        """Run the job to its end and return the final status document."""
+        previous = self._job.read_json("status.json")
+        other = running_elsewhere(previous, self._board.coordinator_id)
+        if other and not force:
+            raise JobRunningError(
+                f"the job {self._settings.job_id} is being run by process {other['pid']} on {other['host']}: wait for it or stop it first"
+            )
+        if previous and _is_complete(previous) and not (retry and previous["failed_batches"]):
+            return previous
+        if previous:
+            self._board.start_time = _seconds(previous.get("start_time"))
+        self._job.clear_stop()
+        self._pulse.start()
+        try:
+            self._board.end(*self._outcome(retry))
+        except InputError as error:
+            self._board.end("worker error" if self._board.status == "running" else "failed while enqueuing", str(error))
+            raise
+        except KeyboardInterrupt:
+            self._board.end("stopped", "interrupted")
+            raise
+        except CortexDaskError as error:
+            self._board.end("worker error", f"{error} (the job can be resumed)")
+            raise
+        except BaseException as error:
+            self._board.end("worker error", f"the coordinator failed: {type(error).__name__}: {error}")
+            raise
+        finally:
+            with contextlib.suppress(OSError):  # a store that fails now has failed before, and that is what is raised
+                self._pulse.stop()
+        return self._board.document()
+
+    def _outcome(self, retry: bool) -> tuple[str, str]:
+        """Run the job; return its status and the reason for it."""
+        try:
+            return self._run(retry)
+        except _Ended as ended:
+            return ended.status, ended.reason
+
+    def _run(self, retry: bool) -> tuple[str, str]:
+        try:
+            planned = self._job.plan_header()
+            if planned is not None:
+                self._cluster.prepare(self._job.url, self._settings)
+            header = planned or self._enqueue()
+            self._replay(header)
+            if retry:
+                self._plan_retries()
+            self._begin(header)
+            self._cluster.start(self._job.url, self._settings, self._on_event)
+            self._process(header)
+            return self._seal()
+        finally:
+            self._cluster.close()
+
+    def _enqueue(self) -> PlanHeader:
+        """Check the output, plan the splits, and write the plan."""
+        from cortex_dask.io.planning import plan
+
+        if self._output is not None:
+            self._job.write_json("plan/replaces.json", self._output.reserve())
+        self._cluster.prepare(self._job.url, self._settings)
+        made = plan(self._settings.dataset, workers=self._settings.workers)
+        self._job.write_plan(made.header, made.splits)
+        return made.header
+
+    def _replay(self, header: PlanHeader) -> None:
+        """Add up what the ledger holds."""
+        self._retries = {split.number: split for split in self._retry_splits()}
+        self._tally = Tally(header, self._retries)
+        for record in self._ledger.refresh():
+            self._tally.add(record)
+        self._counted = self._ledger.count
+
+    def _begin(self, header: PlanHeader) -> None:
+        output = self._settings.output
+        self._deadline = time.monotonic() + self._settings.limits.timeout if self._settings.limits.timeout else None
+        self._total_splits = header.splits + len(self._retries)
+        splits: Iterator[Split] = (
+            split for part in (self._job.splits(), iter(self._retries.values())) for split in part
+        )
+        self._source = SplitSource(splits, self._ledger.__contains__)
+        schema = None if output is None else (self._job.schema() or self._declared_schema())
+        self._election = SchemaElection(schema, needed=output is not None, is_done=self._ledger.__contains__)
+        self._board.begin(self._tally, header.splits)
+        self._committer = Committer(
+            self._job,
+            self._ledger,
+            self._output,
+            on_commit=lambda record: self._inbox.put(lambda: self._committed(record)),
+            on_error=lambda error: self._inbox.put(lambda: _throw(error)),
+        )
+
+    def _process(self, header: PlanHeader) -> None:
+        """Keep the window full until every split is in the ledger."""
+        try:
+            while self._counted < self._total_splits:
+                self._fill_window()
+                if not self._inflight:
+                    self._committer.hurry()
+                self._check_limits()
+                self._wait()
+        except BaseException as error:
+            self._halt(error)
+            raise
+        finally:
+            self._committer.close()
+            self._drain()
+
+    def _seal(self) -> tuple[str, str]:
+        """Publish what is not yet published, list it, tell the handler, and say that it is complete."""
+        failed = self._tally.failed_batches
+        status = "completed with failures" if failed else "succeeded"
+        reason = f"{failed} batches failed for good" if failed else ""
+        if self._output is not None:
+            self._publish_all(self._output)
+            replaced = self._job.read_json("plan/replaces.json") or []
+            self._output.write_manifest(self._parts(), self._job.schema(), status, replaced)
+        self._complete()
+        if self._output is not None:
+            if not failed:
+                self._output.seal()
+            self._output.clean()
+        return status, reason
+
+    # sending --------------------------------------------------------------------------------------------------------
+
+    def _fill_window(self) -> None:
+        slots = max(self._cluster.slots(), 1)
+        self._board.slots(slots)
+        # A little more than the slots, so that a slot that has just ended finds its next split waiting on its worker.
+        window = slots + (slots + 3) // 4 if self._cluster.name != "inline" else 1
+        while len(self._inflight) < min(window, self._election.window(window)):
+            split = self._source.next(in_order=self._election.is_open)
+            if split is None:
+                break
+            self._send(split)
+
+    def _send(self, split: Split) -> None:
+        tries = self._tries.get(split.number, 0) + 1
+        self._tries[split.number] = tries
+        self._inflight[split.number] = split
+        task = SplitTask(self._job.url, split, tries, self._election.schema)
+        self._cluster.submit(task, lambda ended: self._inbox.put(lambda: self._ended(split, ended)))
+
+    # what comes in --------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Do what has come in; wait for something when nothing has."""
+        delay = self._source.delay
+        timeout = _STOP_CHECK if delay is None else min(delay + 0.01, _STOP_CHECK)
+        with contextlib.suppress(queue.Empty):
+            self._inbox.get(timeout=timeout)()
+            while True:
+                self._inbox.get_nowait()()
+
+    def _drain(self) -> None:
+        """Count what was committed at the very end of a job that is ending early."""
+        while True:
+            try:
+                self._inbox.get_nowait()()
+            except queue.Empty:
+                return
+            except (_Ended, CortexDaskError):
+                continue  # the job is ending already, for the first such reason
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        """Take an event of a running split, in whatever thread it arrives."""
+        self._board.event(event)
+        if event["type"] == "schema":
+            self._inbox.put(lambda: self._proposed(event["split"], event["schema"]))
+        elif event["type"] == "no output":
+            self._inbox.put(self._election.no_output)
+
+    def _proposed(self, split: int, schema: str) -> None:
+        self._election.propose(split, schema)
+        self._elect()
+
+    def _elect(self) -> None:
+        """Settle the output schema when the first split that has output is known."""
+        winner = self._election.winner()
+        if winner is not None:
+            self._election.settle(self._job.settle_schema(winner))
+
+    def _ended(self, split: Split, ended: Outcome | Exception) -> None:
+        """Decide what becomes of a split whose attempt has ended."""
+        self._inflight.pop(split.number, None)
+        self._board.split_ended(split.number)
+        if isinstance(ended, Exception):
+            self._worker_lost(split, ended)
+        elif ended.kind == "done" and ended.record is not None:
+            self._commit(ended.record)
+        elif ended.kind == "needs schema":
+            self._election.propose(split.number, ended.schema)
+            self._source.put_back(split)
+        elif ended.kind == "storage":
+            self._storage_failed(split, ended.message)
+        elif ended.kind == "stopped":
+            self._source.put_back(split, delay=_STOP_CHECK)  # a stop that is ours is found by _check_limits
+            self._next_stop_check = 0.0
+        else:
+            raise _Ended(ended.kind, ended.message)
+        self._elect()
+
+    def _commit(self, record: SplitRecord) -> None:
+        self._tries.pop(record.split, None)
+        self._election.finished(record.split)
+        self._committer.commit(record)
+
+    def _committed(self, record: SplitRecord) -> None:
+        """Count a record that has got into the ledger."""
+        self._tally.add(record)
+        self._counted += 1
+
+    def _worker_lost(self, split: Split, error: Exception) -> None:
+        from cortex_dask.clusters.base import WorkerLost
+
+        if not isinstance(error, WorkerLost):
+            raise _Ended("worker error", f"split {split.number} could not be run: {type(error).__name__}: {error}")
+        lost = self._lost[split.number] = self._lost.get(split.number, 0) + 1
+        if lost < WORKER_LOST_BUDGET:
+            self._source.put_back(split)
+        else:
+            message = f"its worker was lost {lost} times: {error}"
+            self._commit(abandon_split(self._job, self._settings, split, message, attempts=lost))
+
+    def _storage_failed(self, split: Split, message: str) -> None:
+        faults = self._storage_faults[split.number] = self._storage_faults.get(split.number, 0) + 1
+        if faults >= STORAGE_BUDGET:
+            raise _Ended(
+                "worker error", f"{message} (split {split.number} was tried {faults} times; the job can be resumed)"
+            )
+        self._source.put_back(split, delay=_STORAGE_DELAY * 2 ** (faults - 1))
+
+    # limits ---------------------------------------------------------------------------------------------------------
+
+    def _check_limits(self) -> None:
+        limits = self._settings.limits
+        now = time.monotonic()
+        if self._deadline is not None and now > self._deadline:
+            raise _Ended("timed out", f"the job took longer than its timeout of {limits.timeout:g} s")
+        allowed = limits.max_failed_batches
+        if allowed is not None:
+            bound = allowed if allowed >= 1 or allowed == 0 else allowed * self._tally.total_batches
+            if self._tally.failed_batches > bound:
+                raise _Ended(
+                    "worker error",
+                    f"stopped early: {self._tally.failed_batches} batches failed for good, max_failed_batches allows {bound:g}",
+                )
+        if now >= self._next_stop_check:
+            self._next_stop_check = now + _STOP_CHECK
+            request = self._job.stop_request()
+            if request is not None:
+                raise _Ended(request["status"], request["reason"])
+
+    def _halt(self, error: BaseException) -> None:
+        """End the running splits, and keep what they had finished."""
+        status = error.status if isinstance(error, _Ended) else "stopped"
+        if self._inflight:
+            with contextlib.suppress(OSError):  # the store may be what failed; the cluster is told directly as well
+                self._job.request_stop(status, str(error) or type(error).__name__)
+            self._cluster.stop(str(error))
+        deadline = time.monotonic() + _STOP_GRACE
+        while self._inflight and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty, _Ended, CortexDaskError):
+                self._inbox.get(timeout=0.1)()
+
+    # sealing --------------------------------------------------------------------------------------------------------
+
+    def _publish_all(self, output: OutputDirectory) -> None:
+        """Roll forward: put every part of the ledger in place that is not there in its full size."""
+        if not output.eager:
+            output.unseal()
+        published = output.published()
+        missing = (part for part in self._parts() if published.get(part.name) != part.bytes)
+        if output.store.is_local:
+            for part in missing:
+                output.publish(part)
+        else:
+            with ThreadPoolExecutor(_PUBLISHERS) as pool:
+                for _ in pool.map(output.publish, missing):
+                    pass
+
+    def _parts(self) -> Iterator[Part]:
+        return (record.part for record in self._ledger.records() if record.part is not None)
+
+    def _complete(self) -> None:
+        """Run ``on_job_complete`` once; a resumed job does not run it again after it has succeeded."""
+        if self._job.read_json("completed.json") is not None:
+            return
+        outcome = self._cluster.complete()
+        if outcome.kind != "done":
+            raise _Ended(outcome.kind, outcome.message)
+        self._job.write_json("completed.json", {"time": time.time()})
+
+    # retries --------------------------------------------------------------------------------------------------------
+
+    def _retry_splits(self) -> Iterator[Split]:
+        for name in self._job.store.names("plan"):
+            if name.startswith("plan/retry-"):
+                for line in self._job.store.read(name).splitlines():
+                    yield Split.from_json(orjson.loads(line))
+
+    def _plan_retries(self) -> None:
+        """Add one split for each split that has batches in the dead letter, of exactly those batches."""
+        failed = self._tally.retryable()
+        planned = {
+            (split.origin, index)
+            for number, split in self._retries.items()
+            if number not in self._ledger
+            for index in split.only or ()
+        }
+        header = self._job.plan_header()
+        if header is None:
+            return
+        number = header.splits + len(self._retries)
+        added: list[Split] = []
+        for split in self._job.splits():
+            only = tuple(index for index in failed.get(split.number, ()) if (split.number, index) not in planned)
+            if only:
+                added.append(_repeat(split, number + len(added), only, header.batch_size))
+        if not added:
+            return
+        generation = sum(1 for name in self._job.store.names("plan") if name.startswith("plan/retry-"))
+        self._job.store.create(
+            f"plan/retry-{generation:04d}.jsonl", b"\n".join(orjson.dumps(split.to_json()) for split in added)
+        )
+        self._retries.update((split.number, split) for split in added)
+        self._tally.add_retries(self._retries)
+
+    def _declared_schema(self) -> str | None:
+        """Return the schema that the submission declares, or that the data has to which the job appends."""
+        output = self._settings.output
+        if output is None or self._output is None:
+            return None
+        schema = output.schema
+        if schema is None and output.mode == "append":
+            schema = (self._output.manifest() or {}).get("schema")
+        return None if schema is None else self._job.settle_schema(schema)
+
+
+def _repeat(split: Split, number: int, only: tuple[int, ...], batch_size: int) -> Split:
+    rows = None if split.rows is None else sum(min(batch_size, split.rows - index * batch_size) for index in only)
+    return Split(number, split.pieces, rows, len(only), split.bytes, base=split.number, only=only)
+
+
+def _is_complete(document: Document) -> bool:
+    return document["status"] in ("succeeded", "completed with failures")
+
+
+def _seconds(text: str | None) -> float | None:
+    from datetime import datetime
+
+    return None if text is None else datetime.fromisoformat(text).timestamp()
+
+
+def _throw(error: Exception) -> None:
+    raise error

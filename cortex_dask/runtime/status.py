@@ -1,0 +1,247 @@
+"""The status document of a job, and the pulse that keeps it fresh.
+
+The document has the keys that a Cortex user knows (``status``, ``total_batch_count``, ``batch_metrics``, ``worker_counts`` …) and ours
+beside them. It also says which coordinator runs the job, with a heartbeat, so that a second one does not begin by mistake.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+
+from cortex_dask.io.job_directory import JobDirectory
+from cortex_dask.io.settings import JobSettings
+from cortex_dask.runtime.tally import Tally
+
+__all__ = ["FINAL_STATUSES", "Pulse", "StatusBoard", "running_elsewhere"]
+
+#: The statuses in which nothing runs any more.
+FINAL_STATUSES = frozenset(
+    {
+        "succeeded",
+        "failed while enqueuing",
+        "completed with failures",
+        "worker error",
+        "out of memory",
+        "timed out",
+        "stopped",
+    }
+)
+
+#: A coordinator whose heartbeat is older than this is taken for dead: some missed beats, also on a slow store.
+HEARTBEAT_LIMIT = 15.0
+
+Document = dict[str, Any]
+
+
+class StatusBoard:
+    """The facts behind the status document; written by the coordinator, read by the pulse from its thread."""
+
+    def __init__(self, settings: JobSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self.coordinator_id = uuid.uuid4().hex
+        self.status = "enqueuing"
+        self.reason = ""
+        self.start_time: float | None = None
+        self.end_time: float | None = None
+        self.tally: Tally | None = None
+        self.splits_total = 0
+        self._inflight: dict[int, dict[str, int]] = {}
+        self._slots: dict[str, str] = {}
+        self._slots_expected = settings.workers
+        self._run_began = time.monotonic()
+        self._batches_before = 0
+        self._rows_before = 0
+
+    def begin(self, tally: Tally, splits_total: int) -> None:
+        """Say that the plan is made and that splits are about to be sent."""
+        with self._lock:
+            self.tally = tally
+            self.splits_total = splits_total
+            self._run_began = time.monotonic()
+            self._batches_before, self._rows_before = tally.batches, tally.rows_in
+            self.status = "running"
+            self.start_time = self.start_time or time.time()
+
+    def event(self, event: Document) -> None:
+        """Take in a report of a worker."""
+        with self._lock:
+            if event["type"] == "progress":
+                self._inflight[event["split"]] = {
+                    "batches": event.get("batches", 0),
+                    "rows": event.get("rows", 0),
+                    "failed_attempts": event.get("failed_attempts", 0),
+                }
+            elif event["type"] == "slot":
+                self._slots[event["worker"]] = event["state"]
+
+    def split_ended(self, split: int) -> None:
+        """Forget the progress of an attempt that has ended."""
+        with self._lock:
+            self._inflight.pop(split, None)
+
+    def slots(self, expected: int) -> None:
+        """Say how many slots the cluster has."""
+        self._slots_expected = expected
+
+    def end(self, status: str, reason: str = "") -> None:
+        """Say how the job ended."""
+        with self._lock:
+            self.status, self.reason = status, reason
+            self.end_time = time.time()
+            self._inflight.clear()
+
+    def document(self) -> Document:
+        """Return the status document of this moment."""
+        with self._lock:
+            return self._document()
+
+    def _document(self) -> Document:
+        settings, tally = self._settings, self.tally
+        final = self.status in FINAL_STATUSES
+        live = list(self._inflight.values())
+        done = (tally.batches if tally else 0) + sum(item["batches"] for item in live)
+        failed = tally.failed_batches if tally else 0
+        succeeded = tally.succeeded_batches if tally else 0
+        rows_in = (tally.rows_in if tally else 0) + sum(item["rows"] for item in live)
+        total = max(tally.total_batches, done) if tally else 0
+        elapsed = max((self.end_time or time.time()) - self.start_time, 1e-9) if self.start_time else 0.0
+        run_elapsed = max(time.monotonic() - self._run_began, 1e-9)
+        batch_rate = (done - self._batches_before) / run_elapsed
+        row_rate = (rows_in - self._rows_before) / (run_elapsed if not final else max(elapsed, 1e-9))
+        handled = tally.batches if tally else 0
+        return {
+            "job_id": settings.job_id,
+            "api_name": settings.api_name,
+            "kind": "BatchAPI",
+            "api_id": settings.api_id,
+            "workers": settings.workers,
+            "config": settings.job_config,
+            "timeout": settings.limits.timeout,
+            "status": self.status,
+            "status_reason": self.reason,
+            "total_batch_count": total,
+            "total_batch_count_exact": tally.total_is_exact if tally else False,
+            "batches_in_queue": max(total - done, 0),
+            "batches_done": done,
+            "failed_batches": failed,
+            "batch_metrics": {
+                "succeeded": succeeded + sum(item["batches"] for item in live),
+                "failed": (tally.failed_attempts if tally else 0) + sum(item["failed_attempts"] for item in live),
+                "avg_time_per_batch": tally.handle_seconds / handled if tally and handled else None,
+            },
+            "worker_counts": self._worker_counts(final),
+            "splits": {"total": self.splits_total, "done": tally.splits if tally else 0},
+            "rows_in": rows_in,
+            "rows_out": tally.rows_out if tally else 0,
+            "bytes_out": tally.bytes_out if tally else 0,
+            "parts": tally.parts if tally else 0,
+            "rows_per_second": row_rate,
+            "eta": (total - done) / batch_rate if batch_rate > 0 and not final else None,
+            "output": settings.output.url if settings.output else None,
+            "created_time": settings.created_time,
+            "start_time": _iso(self.start_time),
+            "end_time": _iso(self.end_time),
+            "coordinator": {
+                "id": self.coordinator_id,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "heartbeat": time.time(),
+            },
+        }
+
+    def _worker_counts(self, final: bool) -> dict[str, int]:
+        counts = dict.fromkeys(("pending", "initializing", "running", "succeeded", "failed", "stalled"), 0)
+        for state in self._slots.values():
+            if final:
+                counts["failed" if state == "failed" else "succeeded"] += 1
+            elif state in ("initializing", "failed"):
+                counts[state] += 1
+            else:
+                counts["running"] += 1
+        if not final:
+            counts["pending"] = max(self._slots_expected - len(self._slots), 0)
+        return counts
+
+
+class Pulse:
+    """Writes the status document once in a while until it is stopped, and shows it to a listener.
+
+    Parameters
+    ----------
+    job : JobDirectory
+        Where ``status.json`` is written.
+    board : StatusBoard
+        What is written.
+    listener : callable, optional
+        Called with each document, from the pulse's thread.
+    """
+
+    def __init__(
+        self, job: JobDirectory, board: StatusBoard, listener: Callable[[Document], None] | None = None
+    ) -> None:
+        self._job = job
+        self._board = board
+        self._listener = listener
+        self._stopped = threading.Event()
+        # An object store is asked less often: a request there costs money and tens of milliseconds.
+        self._interval = 1.0 if job.store.is_local else 2.0
+        self._thread = threading.Thread(target=self._run, name="cortex-dask-pulse", daemon=True)
+        self.errors: list[str] = []
+
+    def start(self) -> None:
+        """Write the first document and begin."""
+        self.beat()
+        self._thread.start()
+
+    def beat(self) -> None:
+        """Write the document now."""
+        document = self._board.document()
+        self._job.write_json("status.json", document)
+        if self._listener is not None:
+            self._listener(document)
+
+    def stop(self) -> None:
+        """Write the last document and end."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.beat()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval):
+            try:
+                self.beat()
+            except OSError as error:
+                # A status that could not be written is written a moment later; it never ends the job.
+                self.errors = [str(error)]
+
+
+def running_elsewhere(document: Document | None, own_id: str) -> Document | None:
+    """Return the coordinator that a status document shows to be alive, or None.
+
+    A coordinator on this host is alive when its process is; elsewhere while its heartbeat is younger than
+    :data:`HEARTBEAT_LIMIT` seconds.
+    """
+    if document is None or document["status"] in FINAL_STATUSES:
+        return None
+    other: Document = document.get("coordinator") or {}
+    if not other or other["id"] == own_id:
+        return None
+    if other["host"] == socket.gethostname():
+        fresh = time.time() - other["heartbeat"] < HEARTBEAT_LIMIT
+        return other if psutil.pid_exists(other["pid"]) and fresh else None
+    return other if time.time() - other["heartbeat"] < HEARTBEAT_LIMIT else None
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
