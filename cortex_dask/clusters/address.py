@@ -53,6 +53,7 @@ class Address(DaskCluster):
         except TimeoutError:
             client.close()
             raise SpecError(
-                f"cluster: the Dask scheduler at {self._address} has no worker after {_WORKERS_SECONDS:.0f} s: start workers for it"
+                f"cluster: the Dask scheduler at {self._address} has no worker after {_WORKERS_SECONDS:.0f} s: "
+                "start workers for it"
             ) from None
         return client

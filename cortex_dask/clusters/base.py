@@ -23,14 +23,14 @@ Report = Callable[[dict[str, Any]], None]
 class Cluster(ABC):
     """A backend: some slots, each of which runs one split at a time.
 
-    The coordinator calls :meth:`start` once, :meth:`submit` many times (never more than its window), :meth:`stop` when the running
-    splits have to end now, and :meth:`close` in any case.
+    The coordinator calls :meth:`start` once, :meth:`submit` many times (never more than its window), :meth:`stop` when
+    the running splits have to end now, and :meth:`close` in any case.
     """
 
     #: The word for ``--cluster`` and for messages.
     name: str
 
-    def prepare(self, job_url: str, settings: JobSettings) -> None:
+    def prepare(self, job_url: str, settings: JobSettings) -> None:  # noqa: B027 - not every backend has something to do
         """Begin whatever takes time and needs no plan; called before the job is planned. By default nothing."""
 
     @abstractmethod

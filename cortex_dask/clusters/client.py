@@ -61,8 +61,8 @@ class DaskCluster(Cluster):
 
     def submit(self, task: SplitTask, done: Done) -> None:
         """Send a split as one Dask task; its future is dropped as soon as it is done."""
-        # Tuple keys with one prefix keep the scheduler's own queueing at work; the attempt makes the key new, so that an earlier
-        # attempt's result is never returned in its place.
+        # Tuple keys with one prefix keep the scheduler's own queueing at work; the attempt makes the key new, so that
+        # an earlier attempt's result is never returned in its place.
         key = (f"split-{self._job_id}", task.split.number, task.attempt)
         future = self.client.submit(run_split, task.to_json(), key=key, pure=False, retries=0)
         with self._lock:

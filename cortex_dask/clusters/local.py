@@ -1,4 +1,4 @@
-"""This machine: one in-process Dask worker whose threads drive the handler processes."""
+"""The machine at hand: one in-process Dask worker whose threads drive the handler processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LocalThreads(DaskCluster):
         self._cluster: LocalCluster | None = None
 
     def prepare(self, job_url: str, settings: JobSettings) -> None:
-        """Start the handler processes: they import and load the handler while this process imports distributed and plans."""
+        """Start the handler processes: they load the handler while this process imports distributed and plans."""
         from cortex_dask.runtime import slots
 
         slots.prestart(job_url, settings.workers)

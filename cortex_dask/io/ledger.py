@@ -1,9 +1,9 @@
 """The ledger: an append-only log of finished splits, and the only judge of which attempt at a split counts.
 
-The log is a sequence of *segments*, ``ledger/0000000000.jsonl``, ``ledger/0000000001.jsonl`` …, each made with one atomic
-conditional create and never changed. Whoever appends must have read all segments before, so two coordinators that append at once
-conflict on the number: the loser reads the winner's segment, drops its own records of splits that are in it, and takes the next
-number. The first record of a split in log order is the truth; later ones never get in.
+The log is a sequence of *segments*, ``ledger/0000000000.jsonl``, ``ledger/0000000001.jsonl`` …, each made with one
+atomic conditional create and never changed. Whoever appends must have read all segments before, so two coordinators
+that append at once conflict on the number: the loser reads the winner's segment, drops its own records of splits that
+are in it, and takes the next number. The first record of a split in log order is the truth; later ones never get in.
 """
 
 from __future__ import annotations

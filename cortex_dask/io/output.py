@@ -1,6 +1,7 @@
-"""The output directory: reserved before a job writes, parts published from staging, sealed with manifest and ``_SUCCESS``.
+"""The output directory: reserved before a job writes, filled with published parts, sealed at the end.
 
-Everything that is not a committed part has a name that begins with ``_``, which readers of Parquet and JSON datasets skip:
+Everything that is not a committed part has a name that begins with ``_``, which readers of Parquet and JSON datasets
+skip:
 
 =========================  ===============================================================================
 ``part-000042-1f2e3d4c.…`` a committed part of split 42; the digits stand for the job id
@@ -68,21 +69,22 @@ class OutputDirectory:
         Raises
         ------
         OutputError
-            In mode ``error``, if the directory holds data, or another job writes here; in any mode if it cannot be written.
+            In mode ``error``, if the directory holds data, or another job writes here; in any mode if it cannot be
+            written.
         """
         names = self.store.names()
         others = sorted({_owner(name) for name in names if name.startswith(f"{_STAGING}/")} - {self._token})
         held = [name for name in names if not name.startswith(f"{_STAGING}/")]
         if self._settings.mode == "error" and held:
             raise OutputError(
-                f"the output directory {self.store.url} holds {len(held)} files already (for example {held[0]}): choose an empty one, "
-                "or say mode 'append' or 'overwrite'"
+                f"the output directory {self.store.url} holds {len(held)} files already (for example {held[0]}): "
+                "choose an empty one, or say mode 'append' or 'overwrite'"
             )
         if others and self._settings.mode != "overwrite":
             owner = self._reserved_by(others[0])
             raise OutputError(
-                f"the job {owner} is writing to {self.store.url}, or was left unfinished there: wait for it, resume it, "
-                "or choose another output directory"
+                f"the job {owner} is writing to {self.store.url}, or was left unfinished there: wait for it, "
+                "resume it, or choose another output directory"
             )
         self.store.write(
             f"{staging_prefix(self._job_id)}/_job.json",
@@ -121,7 +123,9 @@ class OutputDirectory:
         self.store.delete(SUCCESS)
 
     def write_manifest(self, parts: Iterable[Part], schema: str | None, status: str, replaced: Iterable[str]) -> None:
-        """List the committed parts; in mode ``append`` those of earlier jobs stay listed, in mode ``overwrite`` their files go.
+        """List the committed parts.
+
+        In mode ``append`` those of earlier jobs stay listed; in mode ``overwrite`` their files are removed.
 
         Parameters
         ----------

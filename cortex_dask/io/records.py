@@ -100,9 +100,10 @@ class SplitRecord:
 class Outcome:
     """How one attempt at a split ended, as returned by the split task.
 
-    ``done``: ``record`` is set. ``needs schema``: the split has output but nobody has settled the schema; ``schema`` is what its own first
-    rows would make of it; nothing was written, send it again. ``storage``: a store failed after all retries; nothing was committed, send it again later.
-    ``worker error`` / ``out of memory``: the handler cannot start, the job fails with that status. ``stopped``: the job was asked to stop.
+    ``done``: ``record`` is set. ``needs schema``: the split has output but nobody has settled the schema; ``schema`` is
+    what its own first rows would make of it; nothing was written, send it again. ``storage``: a store failed after all
+    retries; nothing was committed, send it again later. ``worker error`` / ``out of memory``: the handler cannot start,
+    the job fails with that status. ``stopped``: the job was asked to stop.
     """
 
     kind: Literal["done", "needs schema", "storage", "worker error", "out of memory", "stopped"]

@@ -1,8 +1,9 @@
 """A job as it is stored: the resolved, validated submission that every process of the job reads.
 
-Users write YAML, JSON and keyword arguments; :mod:`cortex_dask.spec` checks those (with pydantic) and resolves them into
-:class:`JobSettings`, which travels as ``job.json`` in the job directory. It needs nothing but the standard library, so the
-handler process reads it without the weight of a validator. It never holds a secret: no ``.env`` value, no storage credential.
+Users write YAML, JSON and keyword arguments; :mod:`cortex_dask.spec` checks those (with pydantic) and resolves them
+into :class:`JobSettings`, which travels as ``job.json`` in the job directory. It needs nothing but the standard
+library, so the handler process reads it without the weight of a validator. It never holds a secret: no ``.env`` value,
+no storage credential.
 """
 
 from __future__ import annotations

@@ -66,9 +66,9 @@ class Piece:
 class Split:
     """The unit of scheduling.
 
-    ``number`` is unique in the job. A retry of dead letters adds splits with new numbers whose ``base`` is the number of
-    the split that they repeat and whose ``only`` lists the batch indexes to handle again; their batch ids are those of
-    the base split.
+    ``number`` is unique in the job. A retry of dead letters adds splits with new numbers whose ``base`` is the number
+    of the split that they repeat and whose ``only`` lists the batch indexes to handle again; their batch ids are those
+    of the base split.
     """
 
     number: int
@@ -154,7 +154,7 @@ def batch_id(job_id: str, split: int, index: int) -> str:
 
 
 def part_token(job_id: str) -> str:
-    """Return the eight hexadecimal digits that tell the parts of one job from those of another in the same directory."""
+    """Return the eight hexadecimal digits that tell a job's parts from those of others in the same directory."""
     return hashlib.sha256(job_id.encode()).hexdigest()[:8]
 
 

@@ -1,7 +1,7 @@
 """The committer: a thread that appends finished splits to the ledger and publishes their parts.
 
-It gathers records for a moment, so that a job of many short splits makes few segments, and longer the longer the job runs, so that
-an overnight job has thousands of segments and not a hundred thousand.
+It gathers records for a moment, so that a job of many short splits makes few segments, and longer the longer the job
+runs, so that an overnight job has thousands of segments and not a hundred thousand.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The coordinator: it plans a job, keeps a window of splits in flight, commits what comes back, and seals the output.
 
-It is disposable. Everything that it knows lies in the job directory, so that it can be killed at any moment and be started again,
-anywhere, and goes on where the ledger ends. The story of a job, top to bottom: :func:`run_job` → :meth:`Coordinator.run` →
-``_enqueue`` → ``_process`` → ``_seal``.
+It is disposable. Everything that it knows lies in the job directory, so that it can be killed at any moment and be
+started again, anywhere, and goes on where the ledger ends. The story of a job, top to bottom: :func:`run_job` →
+:meth:`Coordinator.run` → ``_enqueue`` → ``_process`` → ``_seal``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from cortex_dask.runtime.tally import Tally
 
 __all__ = ["Coordinator", "retry_failed", "run_job"]
 
-#: How often a split may lose its worker before its batches are given up. A vanished host is not the batch's fault, so this is larger than
-#: ``max_attempts``; it is finite so that a batch that takes whole hosts down cannot do so for ever.
+#: How often a split may lose its worker before its batches are given up. A vanished host is not the batch's fault, so
+#: this is larger than ``max_attempts``; it is finite so that a batch that takes whole hosts down cannot do so for ever.
 WORKER_LOST_BUDGET = 10
 #: How often a split is sent again because a store failed (each time after the store's own retries).
 STORAGE_BUDGET = 5
@@ -144,7 +144,8 @@ class Coordinator:
         other = running_elsewhere(previous, self._board.coordinator_id)
         if other and not force:
             raise JobRunningError(
-                f"the job {self._settings.job_id} is being run by process {other['pid']} on {other['host']}: wait for it or stop it first"
+                f"the job {self._settings.job_id} is being run by process {other['pid']} on {other['host']}: "
+                "wait for it or stop it first"
             )
         if previous and _is_complete(previous) and not (retry and previous["failed_batches"]):
             return previous
@@ -386,7 +387,8 @@ class Coordinator:
             if self._tally.failed_batches > bound:
                 raise _Ended(
                     "worker error",
-                    f"stopped early: {self._tally.failed_batches} batches failed for good, max_failed_batches allows {bound:g}",
+                    f"stopped early: {self._tally.failed_batches} batches failed for good, "
+                    f"max_failed_batches allows {bound:g}",
                 )
         if now >= self._next_stop_check:
             self._next_stop_check = now + _STOP_CHECK

@@ -1,8 +1,8 @@
 """Which split settles the output's schema: the first in input order that has output, whatever the timing.
 
-While nothing is settled, the first split runs alone until its first rows have spoken (or have turned out to be none), so that in the usual
-case everybody else is sent with the schema. Splits that were sent without one propose theirs; the proposal of the first split in
-input order counts, once all splits before it have ended without output.
+While nothing is settled, the first split runs alone until its first rows have spoken (or have turned out to be none),
+so that in the usual case everybody else is sent with the schema. Splits that were sent without one propose theirs; the
+proposal of the first split in input order counts, once all splits before it have ended without output.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SchemaElection:
         return 1 if self.is_open and not self._released else window
 
     def no_output(self) -> None:
-        """The first batch returned nothing: do not hold the others back any longer."""
+        """Take in that the first batch returned nothing: the others are not held back any longer."""
         self._released = True
 
     def propose(self, split: int, schema: str | None) -> None:

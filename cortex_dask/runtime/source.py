@@ -1,4 +1,4 @@
-"""Which split is sent next: the plan's order while the output schema is open, the longest first afterwards, retries before both."""
+"""Which split is sent next: in plan order while the output schema is open, the longest first afterwards."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The status document of a job, and the pulse that keeps it fresh.
 
-The document has the keys that a Cortex user knows (``status``, ``total_batch_count``, ``batch_metrics``, ``worker_counts`` …) and ours
-beside them. It also says which coordinator runs the job, with a heartbeat, so that a second one does not begin by mistake.
+The document has the keys that a Cortex user knows (``status``, ``total_batch_count``, ``batch_metrics``,
+``worker_counts`` …) and ours beside them. It also says which coordinator runs the job, with a heartbeat, so that a
+second one does not begin by mistake.
 """
 
 from __future__ import annotations

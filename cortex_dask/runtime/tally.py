@@ -1,4 +1,4 @@
-"""The running totals of a job, made from ledger records; its size does not grow with the number of batches that succeed."""
+"""The running totals of a job, made from ledger records; its size does not grow with the batches that succeed."""
 
 from __future__ import annotations
 
