@@ -100,7 +100,7 @@ LAYERS = [
     {"errors"},
     {"io"},
     {"handler", "spec", "project", "environments"},
-    {"runtime", "clusters", "job", "progress"},
+    {"runtime", "clusters", "job", "progress", "display"},
     {"client"},
     {"__init__", "cli", "testing", "compat"},
 ]
@@ -128,6 +128,8 @@ def layer(module: str) -> int | None:
     parts = module.split(".")
     if parts[0] != "cortex_dask":
         return None
+    if parts[1:] == ["__version__"]:
+        return 0
     name = parts[1] if len(parts) > 1 else "__init__"
     for number, names in enumerate(LAYERS):
         if name in names:

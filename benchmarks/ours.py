@@ -1,0 +1,56 @@
+"""cortex_dask, as its users run it: ``run`` with a class, with the commit, ledger, logs and progress switched on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from workloads import run_of
+
+
+class Handler:
+    """The handler: it finds the shared work beside this file."""
+
+    def __init__(self, config):
+        sys.path.insert(0, config["benchmarks"])
+        from workloads import WORKLOADS
+
+        self.model = WORKLOADS[config["workload"]].model(Path(config["data"]))
+        self.marks = config["marks"]
+
+    def handle_batch(self, payload):
+        if self.marks:
+            from workloads import mark
+
+            mark(self.marks)
+            self.marks = None
+        return self.model(payload)
+
+
+def main() -> None:
+    run = run_of("cortex_dask")
+    import cortex_dask as cx
+
+    lines = run.workload.format == "json"
+    job = cx.run(
+        Handler,
+        str(run.data / "input"),
+        str(run.output),
+        batch_size=run.workload.batch_size,
+        batch_format="records" if lines else "numpy",
+        output_format="json" if lines else "parquet",
+        workers=run.workers,
+        config={
+            "benchmarks": os.path.dirname(os.path.abspath(__file__)),
+            "workload": run.workload.name,
+            "data": str(run.data),
+            "marks": run.marks,
+        },
+    )
+    if job.status != "succeeded":
+        raise SystemExit(f"the job ended as {job.status}")
+
+
+if __name__ == "__main__":
+    main()
