@@ -16,7 +16,7 @@ from typing import Any
 
 from cortex_dask.errors import CortexDaskError, InputError, StorageError
 
-__all__ = ["StoreAccessError", "error_code", "explain", "is_transient", "shown_url"]
+__all__ = ["StoreAccessError", "error_code", "explain", "is_transient", "shown_url", "transient_code"]
 
 
 class StoreAccessError(StorageError, PermissionError):
@@ -200,6 +200,11 @@ def error_code(error: BaseException) -> str:
         if isinstance(code, str):
             return code
     return ""
+
+
+def transient_code(code: str) -> bool:
+    """Return whether a storage service's error code says that trying again may help."""
+    return code in _TRANSIENT_CODES
 
 
 def is_transient(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
@@ -318,7 +318,8 @@ def persist(request: Callable[[], _T], url: str, *, writes: bool = False, once: 
         try:
             return request()
         except Exception as error:
-            delay = next(delays, None) if is_transient(error) else None
+            again = is_transient(error) and not isinstance(error, CortexDaskError)  # those have been through here
+            delay = next(delays, None) if again else None
             if delay is None:
                 surfaced = _surfaced(error, url, writes=writes)
                 if surfaced is error:
@@ -361,11 +362,3 @@ def _normalised(url: str) -> str:
 
 def _join(url: str, name: str) -> str:
     return f"{url.rstrip('/')}/{name.strip('/')}" if name.strip("/") else url
-
-
-def entries_below(names: Iterator[str], folder: str) -> Iterator[str]:
-    """Yield the paths below a folder relative to it, without the markers that stand for folders in object stores."""
-    start = folder.rstrip("/") + "/" if folder.strip("/") else folder
-    for name in names:
-        if name.startswith(start) and not name.endswith("/") and len(name) > len(start):
-            yield name[len(start) :]
