@@ -29,7 +29,7 @@ class DaskCluster(Cluster):
         self._job_id = ""
         self._workers = 1
         self._gpu = 0.0
-        self._futures: set[Future] = set()
+        self._futures: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._slots = 0
         self._slots_seen = -_SLOTS_REFRESH
@@ -69,7 +69,7 @@ class DaskCluster(Cluster):
             self._futures.add(future)
         future.add_done_callback(lambda ended: self._ended(ended, done))
 
-    def _ended(self, future: Future, done: Done) -> None:
+    def _ended(self, future: Future[Any], done: Done) -> None:
         with self._lock:
             self._futures.discard(future)
         try:
@@ -119,7 +119,10 @@ def run_split(task: dict[str, Any]) -> dict[str, Any]:
 
     worker = get_worker()
     topic = _topic(task["job_url"])
-    return supervise(SplitTask.from_json(task), lambda event: worker.log_event(topic, event)).to_json()
+    outcome: dict[str, Any] = supervise(
+        SplitTask.from_json(task), lambda event: worker.log_event(topic, event)
+    ).to_json()
+    return outcome
 
 
 def run_completion(job_url: str) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def _topic(job_url: str) -> str:
     return f"cortex-dask {job_url}"
 
 
-def _outcome(future: Future) -> Outcome | Exception:
+def _outcome(future: Future[Any]) -> Outcome | Exception:
     if future.status == "finished":
         try:
             return Outcome.from_json(future.result())
@@ -157,13 +160,13 @@ def _outcome(future: Future) -> Outcome | Exception:
             return WorkerLost(_reason(error))
     if future.status == "cancelled":
         return WorkerLost("the scheduler dropped the task: it was restarted, or the connection to it was lost")
-    error = future.exception()
-    return WorkerLost(_reason(error)) if _is_loss(error) else error
+    raised: Exception = future.exception()
+    return WorkerLost(_reason(raised)) if _is_loss(raised) else raised
 
 
 def _is_loss(error: BaseException) -> bool:
     from distributed import CancelledError, KilledWorker
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     return isinstance(error, KilledWorker | CancelledError | CommClosedError)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import TYPE_CHECKING
 
@@ -16,19 +17,12 @@ __all__ = ["LocalThreads"]
 
 
 class LocalThreads(DaskCluster):
-    """The default: no server to reach, no nannies to start, N threads for N handler processes.
-
-    Parameters
-    ----------
-    dashboard : bool, default False
-        Whether Dask's dashboard is served on a free port of the loopback interface.
-    """
+    """The default: no server to reach, no nannies to start, N threads for N handler processes."""
 
     name = "local"
 
-    def __init__(self, *, dashboard: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._dashboard = dashboard
         self._cluster: LocalCluster | None = None
 
     def prepare(self, job_url: str, settings: JobSettings) -> None:
@@ -55,10 +49,11 @@ class LocalThreads(DaskCluster):
                 threads_per_worker=self._workers,
                 processes=False,
                 protocol="inproc://",
-                dashboard_address="127.0.0.1:0" if self._dashboard else None,
-                worker_dashboard_address=None,
+                # Distributed serves its pages in any case; None would mean port 8787 of all interfaces.
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
                 memory_limit=0,  # the rows are in the handler processes, and those are watched by their supervisors
-                silence_logs=False,
+                silence_logs=logging.ERROR,
             )
             return Client(self._cluster, set_as_default=False)
 

@@ -140,7 +140,7 @@ class Coordinator:
 
     def run(self, *, force: bool = False, retry: bool = False) -> Document:
         """Run the job to its end and return the final status document."""
-        previous = self._job.read_json("status.json")
+        previous: Document | None = self._job.read_json("status.json")
         other = running_elsewhere(previous, self._board.coordinator_id)
         if other and not force:
             raise JobRunningError(
