@@ -40,7 +40,7 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 def faulty_s3(s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    """A proxy in front of the S3 server that fails on demand; the environment points to it, ``.bucket`` is a fresh one."""
+    """A proxy in front of the S3 server that fails on demand, with a fresh bucket; the environment points to it."""
     with FaultyS3(s3_server.url, bucket=s3) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         forget_file_systems()

@@ -106,7 +106,7 @@ class FaultyS3:
         when : {"before", "after"}
             ``before``: the server never sees the request. ``after``: it has taken effect, and the answer is lost.
         how : str
-            ``drop`` closes the connection without an answer, a number such as ``503`` or ``500`` is the status of the answer.
+            ``drop`` closes the connection without an answer; a number such as ``503`` is the status of the answer.
         match : str
             A regular expression that is searched in ``<METHOD> <path?query>``; empty: every request.
         count : int, optional
@@ -206,5 +206,5 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name is the base class's
+    def log_message(self, format: str, *args: object) -> None:
         """Print nothing."""

@@ -1,8 +1,8 @@
 """What a store's error means: whether to try again, and the sentence to show.
 
-Stores fail in the words of some library (botocore, aiohttp, the operating system). Those libraries are never imported here: an error
-is recognised by its class name, its service's error code, its HTTP status or its ``errno``, so that a process which only uses local
-files never pays for them.
+Stores fail in the words of some library (botocore, aiohttp, the operating system). Those libraries are never imported
+here: an error is recognised by its class name, its service's error code, its HTTP status or its ``errno``, so that a
+process which only uses local files never pays for them.
 """
 
 from __future__ import annotations
@@ -239,9 +239,9 @@ def explain(error: BaseException, url: str) -> CortexDaskError:
     Returns
     -------
     CortexDaskError
-        ``error`` itself if it explains itself already; an :class:`~cortex_dask.errors.InputError` where the URL cannot be used at all (unknown
-        protocol, missing package); otherwise a :class:`~cortex_dask.errors.StorageError` (access refused: also a ``PermissionError``), with
-        ``errno`` kept where there was one.
+        ``error`` itself if it explains itself already; an :class:`~cortex_dask.errors.InputError` where the URL cannot
+        be used at all (unknown protocol, missing package); otherwise a :class:`~cortex_dask.errors.StorageError`
+        (access refused: also a ``PermissionError``), with ``errno`` kept where there was one.
     """
     if isinstance(error, CortexDaskError):
         return error
@@ -271,7 +271,8 @@ def _unusable(error: BaseException, where: str) -> CortexDaskError | None:
         near = difflib.get_close_matches(protocol, ["file", "memory", *_PACKAGES], n=1)
         hint = f"did you mean {near[0]}://? " if near else ""
         return InputError(
-            f"{where} has the unknown protocol {protocol!r}: {hint}Allowed are local paths and the protocols of fsspec, such as s3, gs, abfs, sftp"
+            f"{where} has the unknown protocol {protocol!r}: {hint}Allowed are local paths and the protocols of "
+            "fsspec, such as s3, gs, abfs, sftp"
         )
     return None
 
@@ -303,7 +304,8 @@ def _service(error: BaseException, where: str) -> CortexDaskError | None:
         )
     if code in ("AccessDenied", "AllAccessDisabled", "AccountProblem", "AuthorizationPermissionMismatch", "403"):
         return StoreAccessError(
-            f"access to {where} is denied ({code}): the credentials in use need permission to read, write, list and delete there"
+            f"access to {where} is denied ({code}): the credentials in use are wrong, or lack the permission to read, "
+            "write, list and delete there"
         )
     if code in ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"):
         return StorageError(f"no space is left on {where} ({code}): free some, or choose another place")

@@ -1,13 +1,16 @@
 """Files of the local file system, with nothing but the operating system's calls: no fsspec, which costs import time.
 
-A file that is being written has a hidden name (``.cx-….tmp``) in the folder where it will appear; it never shows up in a listing.
+A file that is being written has a hidden name (``.cx-….tmp``) in the folder where it will appear; it never shows up in
+a listing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -86,11 +89,16 @@ class LocalFiles:
     def size(self, name: str) -> int | None:
         """Return a file's size, None where there is no such file."""
         status = self._status(name)
-        return status.st_size if status is not None and not _is_folder(status) else None
+        return status.st_size if status is not None and not stat.S_ISDIR(status.st_mode) else None
 
-    def names(self, prefix: str) -> list[str]:
-        """List all files below a folder."""
-        return [f"{prefix}/{name}" if prefix else name for name in _walk(self.path(prefix))]
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """List all files whose names start with ``prefix``, with their sizes."""
+        folder, slash, start = prefix.rpartition("/")
+        found = {}
+        for name, entry in _walk(self.path(folder), folder + slash, start):
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                found[name] = entry.stat().st_size
+        return found
 
     def children(self, prefix: str) -> list[str]:
         """List the direct entries of a folder."""
@@ -189,12 +197,6 @@ def _below(root: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name}"
 
 
-def _is_folder(status: os.stat_result) -> bool:
-    import stat
-
-    return stat.S_ISDIR(status.st_mode)
-
-
 def _is_temporary(name: str) -> bool:
     return name.startswith(_TEMPORARY[0]) and name.endswith(_TEMPORARY[1])
 
@@ -209,7 +211,7 @@ def _open_new(path: str) -> int:
 
 
 def _with_parents(call: Callable[[], _T], path: str, exists: str | None = None) -> _T:
-    """Make a call that puts a file at ``path``; make its folders if they are missing (a cleaner may remove them meanwhile)."""
+    """Make a call that puts a file at ``path``; make its folders if they are missing (a cleaner may remove them)."""
     for _ in range(3):
         try:
             return call()
@@ -240,7 +242,8 @@ def _write_temporary(path: str, data: bytes, *, durable: bool) -> str:
 def _claim(temporary: str, path: str) -> None:
     """Take a name without hard links: an exclusive empty file, then the content in its place.
 
-    A reader may find the file empty for an instant, and a crash in that instant leaves it so; there is no better call that every system has.
+    A reader may find the file empty for an instant, and a crash in that instant leaves it so; there is no better call
+    that every system has.
     """
     os.close(_open_new(path))
     try:
@@ -265,21 +268,22 @@ def _sync_folder(path: str) -> None:
 
 
 def _remove(path: str) -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.unlink(path)  # noqa: PTH108
-    except (FileNotFoundError, NotADirectoryError):
-        pass
 
 
-def _walk(folder: str, prefix: str = "") -> Iterator[str]:
-    """Yield the files below a folder; folders that vanish meanwhile are passed over, links to folders not followed."""
+def _walk(folder: str, prefix: str, start: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the files below a folder; folders that vanish meanwhile are passed over, links to folders not followed.
+
+    ``prefix`` goes before their names; entries of the folder itself count only if their names begin with ``start``.
+    """
     try:
         with os.scandir(folder) as entries:
-            found = list(entries)
+            found = [entry for entry in entries if entry.name.startswith(start)]
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in found:
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, f"{prefix}{entry.name}/")
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", "")
         elif not _is_temporary(entry.name):
-            yield prefix + entry.name
+            yield prefix + entry.name, entry

@@ -1,15 +1,17 @@
 """Files of object stores and of every other file system that fsspec knows.
 
-Listings are never taken from a cache. The file systems are those of fsspec's own registry of instances, which is safe across threads and forks, but
-made without a listings cache, so they are not the ones a user's own code may share.
+Listings are never taken from a cache. The file systems are those of fsspec's own registry of instances, which is safe
+across threads and forks, but made without a listings cache, so they are not the ones a user's own code may share.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cortex_dask.errors import StorageError
@@ -28,12 +30,15 @@ _ATOMIC_RENAME = frozenset({"sftp", "ssh", "smb", "hdfs", "viewfs", "webhdfs"})
 #: File systems that take ``use_listings_cache``; others hand what they do not know to their server's client.
 _LISTINGS_CACHE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "http", "https"})
 
-#: Content up to this size is one request; more is a multipart upload in blocks of this size. S3 allows 10,000 blocks, so
-#: parts of up to 160 GB; fewer bytes are held in memory than with s3fs' own 50 MiB.
+#: File systems whose ``find`` takes the beginning of the names.
+_PREFIXES = frozenset({"s3", "s3a", "gs", "gcs"})
+
+#: Content up to this size is one request; more is a multipart upload in blocks of this size. S3 allows 10,000 blocks,
+#: so parts of up to 160 GB; fewer bytes are held in memory than with s3fs' own 50 MiB.
 _BLOCK = 16 << 20
 _KEYS_PER_DELETE = 1000  # the limit of S3's DeleteObjects
 
-#: What botocore tries by itself; a setting of the user's stands. Its default would sleep for many seconds before we know.
+#: What botocore tries by itself; a setting of the user's stands. Its default may sleep for many seconds.
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 3}
 
 _create_lock = threading.Lock()
@@ -56,7 +61,7 @@ class RemoteFiles:
     def path(self, name: str) -> str:
         """Return a file's path as the file system takes it."""
         if not name:
-            return self._root
+            return str(self._root)
         if name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"{name!r} is not a name below a store")
         return f"{self._root.rstrip('/')}/{name}"
@@ -118,17 +123,24 @@ class RemoteFiles:
         info = self._info(name)
         return int(info["size"]) if info is not None and info["type"] != "directory" else None
 
-    def names(self, prefix: str) -> list[str]:
-        """List all files below a folder."""
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """List all files whose names start with ``prefix``, with their sizes."""
         fs = self.file_system()
         fs.invalidate_cache()
+        folder, slash, start = prefix.rpartition("/")
         try:
-            found = fs.find(self.path(prefix))
+            # S3 and Google Cloud Storage find by the beginning of a name
+            found = fs.find(
+                self.path(folder), detail=True, **({"prefix": start} if self._protocol in _PREFIXES else {})
+            )
         except FileNotFoundError as error:
             if error_code(error) == "NoSuchBucket":
                 raise
-            return []
-        return [f"{prefix}/{name}" if prefix else name for name in _below(found, self.path(prefix))]
+            return {}
+        sizes = {
+            folder + slash + name: int(found[path]["size"] or 0) for path, name in _below(found, self.path(folder))
+        }
+        return {name: size for name, size in sizes.items() if name.startswith(prefix)}
 
     def children(self, prefix: str) -> list[str]:
         """List the direct entries of a folder."""
@@ -140,7 +152,7 @@ class RemoteFiles:
             if error_code(error) == "NoSuchBucket":
                 raise
             return []
-        return _below([name.rstrip("/") for name in found], self.path(prefix))
+        return [name for _, name in _below((path.rstrip("/") for path in found), self.path(prefix))]
 
     def delete(self, names: tuple[str, ...]) -> None:
         """Delete files, on S3 a thousand with one request."""
@@ -161,12 +173,10 @@ class RemoteFiles:
         fs = self.file_system()
         if not self._s3:
             fs.invalidate_cache()
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 fs.rm(self.path(prefix), recursive=True)
-            except FileNotFoundError:
-                pass
             return
-        self.delete(tuple(self.names(prefix)))
+        self.delete(tuple(self.sizes(f"{prefix}/" if prefix else "")))
         self._abort_uploads(fs, self.path(prefix))
 
     def publish(self, staged: str, final: str, size: int) -> None:
@@ -324,10 +334,8 @@ class _RemoteStagedFile(StagedFile):
 
 def _abandon(upload: Any) -> None:
     """Discard an upload; a failure to do so leaves it unseen, and must not hide why it was discarded."""
-    try:
+    with contextlib.suppress(Exception):
         upload.discard()
-    except Exception:  # noqa: BLE001, S110  # whatever the library raises: there is nothing left to do
-        pass
     upload.closed = True  # or it would upload its buffer when it is collected
 
 
@@ -342,9 +350,9 @@ def _options(protocol: str) -> dict[str, Any]:
     return options
 
 
-def _below(names: list[str], folder: str) -> list[str]:
-    """Return paths relative to a folder, without the folder itself and without the markers that stand for folders."""
+def _below(paths: Iterable[str], folder: str) -> Iterator[tuple[str, str]]:
+    """Yield paths and their names relative to a folder; neither the folder nor the markers that stand for folders."""
     start = folder.rstrip("/") + "/"
-    return [
-        name[len(start) :] for name in names if name.startswith(start) and len(name) > len(start) and name[-1] != "/"
-    ]
+    for path in paths:
+        if path.startswith(start) and len(path) > len(start) and path[-1] != "/":
+            yield path, path[len(start) :]

@@ -9,8 +9,9 @@
         file.commit()
     store.names()                              # ["job.json", "part.parquet"]
 
-Every operation tries again when the storage service throttles, fails or drops the connection, and ends in the same state whether the failed
-request had taken effect or not. What cannot be helped is raised as one sentence (:func:`explain`).
+Every operation tries again when the storage service throttles, fails or drops the connection, and ends in the same
+state whether the failed request had taken effect or not. What cannot be helped is raised as one sentence
+(:func:`~cortex_dask.io.faults.explain`).
 
 Local folders are served by :mod:`cortex_dask.io.local_files` with nothing but the standard library; all others by
 :mod:`cortex_dask.io.remote_files`, which is imported, as fsspec is, when the first request is made.
@@ -49,20 +50,20 @@ _BUGS = (TypeError, AttributeError, LookupError, NameError, AssertionError, NotI
 class Files(Protocol):
     """The requests of one kind of file system, each tried once; names are relative to the store's folder."""
 
-    def path(self, name: str) -> str: ...  # noqa: D102  # see the methods of Store, here and below
-    def file_system(self) -> Any: ...  # noqa: D102
-    def read(self, name: str) -> bytes: ...  # noqa: D102
-    def read_range(self, name: str, start: int, stop: int) -> bytes: ...  # noqa: D102
-    def write(self, name: str, data: bytes) -> None: ...  # noqa: D102
-    def create(self, name: str, data: bytes) -> None: ...  # noqa: D102
-    def exists(self, name: str) -> bool: ...  # noqa: D102
-    def size(self, name: str) -> int | None: ...  # noqa: D102
-    def names(self, prefix: str) -> list[str]: ...  # noqa: D102
-    def children(self, prefix: str) -> list[str]: ...  # noqa: D102
-    def delete(self, names: tuple[str, ...]) -> None: ...  # noqa: D102
-    def delete_tree(self, prefix: str) -> None: ...  # noqa: D102
-    def publish(self, staged: str, final: str, size: int) -> None: ...  # noqa: D102
-    def stage(self, name: str) -> StagedFile: ...  # noqa: D102
+    def path(self, name: str) -> str: ...
+    def file_system(self) -> Any: ...
+    def read(self, name: str) -> bytes: ...
+    def read_range(self, name: str, start: int, stop: int) -> bytes: ...
+    def write(self, name: str, data: bytes) -> None: ...
+    def create(self, name: str, data: bytes) -> None: ...
+    def exists(self, name: str) -> bool: ...
+    def size(self, name: str) -> int | None: ...
+    def sizes(self, prefix: str) -> dict[str, int]: ...
+    def children(self, prefix: str) -> list[str]: ...
+    def delete(self, names: tuple[str, ...]) -> None: ...
+    def delete_tree(self, prefix: str) -> None: ...
+    def publish(self, staged: str, final: str, size: int) -> None: ...
+    def stage(self, name: str) -> StagedFile: ...
 
 
 class Store:
@@ -71,8 +72,9 @@ class Store:
     Parameters
     ----------
     url : str
-        A local path (``~`` is expanded, a relative path made absolute) or a URL that fsspec takes, such as ``s3://bucket/folder``.
-        Credentials and endpoints come from the environment and from fsspec's configuration, never from the URL.
+        A local path (``~`` is expanded, a relative path made absolute) or a URL that fsspec takes, such as
+        ``s3://bucket/folder``. Credentials and endpoints come from the environment and from fsspec's configuration,
+        never from the URL.
 
     Attributes
     ----------
@@ -88,9 +90,10 @@ class Store:
 
     Notes
     -----
-    A missing file is a ``FileNotFoundError``, one that is there already a ``FileExistsError``, a refused access a ``PermissionError``
-    (and a :class:`~cortex_dask.errors.StorageError`); all else is a ``StorageError`` or, for a URL that cannot be used at all, an
-    :class:`~cortex_dask.errors.InputError`. Stores may be shared by threads, pickled, and used on both sides of a fork.
+    A missing file is a ``FileNotFoundError``, one that is there already a ``FileExistsError``, a refused access a
+    ``PermissionError`` (and a :class:`~cortex_dask.errors.StorageError`); all else is a ``StorageError`` or, for a URL
+    that cannot be used at all, an :class:`~cortex_dask.errors.InputError`. Stores may be shared by threads, pickled,
+    and used on both sides of a fork.
     """
 
     __slots__ = ("_files", "is_local", "url")
@@ -167,11 +170,19 @@ class Store:
         return self._try(lambda files: files.size(name), name)
 
     def names(self, prefix: str = "") -> list[str]:
-        """Return the names of all files below a folder, at any depth, sorted, relative to this store; never from a cache."""
-        return self._try(lambda files: sorted(files.names(prefix.strip("/"))), prefix)
+        """Return the names of all files whose names start with ``prefix``, at any depth, sorted.
+
+        They are relative to this store, whatever the prefix: ``names("plan/")`` lists a folder, ``names("part-")`` files
+        (and folders) that are called so. An empty list where there is nothing; never from a cache.
+        """
+        return list(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return what :meth:`names` returns, with the files' sizes in bytes."""
+        return self._try(lambda files: dict(sorted(files.sizes(prefix.lstrip("/")).items())), prefix)
 
     def children(self, prefix: str = "") -> list[str]:
-        """Return the sorted names of the files and folders directly in a folder, relative to that folder; never from a cache."""
+        """Return the sorted names of the files and folders directly in a folder, relative to that folder."""
         return self._try(lambda files: sorted(files.children(prefix.strip("/"))), prefix)
 
     def delete(self, *names: str) -> None:
@@ -203,14 +214,13 @@ class Store:
             try:
                 files.publish(staged, final, size)
             except FileNotFoundError as error:
-                if error_code(error) == "NoSuchBucket" or files.size(final) == size:
-                    if error_code(error) == "NoSuchBucket":
-                        raise
-                    return
-                raise StorageError(
-                    f"{_join(shown_url(self.url), staged)} ({size} bytes) has vanished, and {final} is not there in its place: "
-                    "somebody deleted it, run the job again"
-                ) from error
+                if error_code(error) == "NoSuchBucket":
+                    raise
+                if files.size(final) != size:
+                    raise StorageError(
+                        f"{_join(shown_url(self.url), staged)} ({size} bytes) has vanished, and {final} is not there "
+                        "in its place: somebody deleted it, run the job again"
+                    ) from error
 
         self._try(attempt, staged, writes=True)
 
@@ -334,11 +344,10 @@ def _surfaced(error: Exception, url: str, *, writes: bool) -> Exception:
         return error
     if isinstance(error, FileExistsError):
         return FileExistsError(errno.EEXIST, "there is such a file already", shown_url(url))
-    if isinstance(error, FileNotFoundError):
-        if error_code(error) not in ("NoSuchBucket", "ContainerNotFound"):
-            if writes and "://" in url:
-                return StorageError(f"{shown_url(url)} cannot be written: its bucket or container does not exist")
-            return FileNotFoundError(errno.ENOENT, "there is no such file", shown_url(url))
+    if isinstance(error, FileNotFoundError) and error_code(error) not in ("NoSuchBucket", "ContainerNotFound"):
+        if writes and "://" in url:
+            return StorageError(f"{shown_url(url)} cannot be written: its bucket or container does not exist")
+        return FileNotFoundError(errno.ENOENT, "there is no such file", shown_url(url))
     return explain(error, url)
 
 
@@ -353,7 +362,8 @@ def _normalised(url: str) -> str:
         return os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111  # no symbolic link is resolved
     if re.search(r"://[^/@]*:[^/]*@", url):
         raise InputError(
-            f"the URL {shown_url(url)} was given with a password: leave it out and set the credentials in the environment or in fsspec's configuration"
+            f"the URL {shown_url(url)} was given with a password: leave it out, and set the credentials in the "
+            "environment or in fsspec's configuration"
         )
     protocol, _, rest = url.partition("://")
     lead = "/" if rest.startswith("/") else ""
