@@ -123,6 +123,7 @@ def _escaped(before: bytes | str) -> bool:
 def _prepare(text: str) -> str:
     """Write a pattern so that pathspec reads it as git does."""
     text = re.sub(r"(?<![^/])\*{3,}(?![^/])", "**", text)  # git takes three stars and more for two
+    text = re.sub(r"(?<!\\)((?:\\\\)*)\\/", r"\1/", text)  # an escaped slash is a slash
     text = re.sub(r"/\*\*/$", "/**/*/", text)  # the folders below, not the folder itself
     text = _SET_WITH_CLASS.sub(lambda match: re.sub(r"\[:([a-z]+):\]", _class, match[0]), text)
     if text[-1].isspace():  # pathspec would strip it; in a set of one it stays

@@ -1,0 +1,277 @@
+"""The cache folder of a host, and the projects that are unpacked in it: each once, for all jobs and slots.
+
+The handler process imports this module, so it needs the standard library only (and PyYAML, where Dask's configuration
+names the folder).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import io
+import os
+import posixpath
+import shutil
+import stat
+import sys
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from cortex_dask.errors import ProjectError
+
+__all__ = ["cache_root", "prune", "unpack"]
+
+#: The environment variable and the key of Dask's configuration that name the folder.
+_VARIABLE = "DASK_CORTEX_DASK__CACHE"
+_SECTIONS = ("cortex-dask", "cortex_dask")  # Dask takes both spellings of a key
+
+#: Projects that no process has used for so long are removed (see :func:`prune`).
+_UNUSED_DAYS = 14.0
+
+#: An unpacked project may be this large; ``pack`` refuses far smaller ones, so this only stops a forged archive.
+_UNPACKED_LIMIT = 1 << 30
+
+#: Locks that this process holds on the projects it uses, until it ends.
+_in_use: dict[str, IO[bytes]] = {}
+
+
+def cache_root() -> str:
+    """Return the cache folder of this host, for this user.
+
+    The first of: the environment variable ``DASK_CORTEX_DASK__CACHE``; the key ``cortex-dask.cache`` in the files of
+    Dask's configuration (read without importing Dask); ``$XDG_CACHE_HOME/cortex-dask``; the user's own cache folder; a
+    folder of the user's in the temporary directory, where there is no home to write to.
+    """
+    named = os.environ.get(_VARIABLE) or _configured()
+    if named:
+        return str(Path(named).expanduser().absolute())
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return str(Path(base).absolute() / "cortex-dask")
+    with contextlib.suppress(RuntimeError):  # no home at all
+        home = Path.home()
+        if os.access(home, os.W_OK):
+            return str(home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "cortex-dask")
+    return str(Path(tempfile.gettempdir()) / f"cortex-dask-{os.getuid()}")
+
+
+def _configured() -> str | None:
+    """Return ``cortex-dask.cache`` from Dask's configuration files; the later file wins, as in Dask."""
+    folders = [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), str(Path(sys.prefix) / "etc" / "dask")]
+    with contextlib.suppress(RuntimeError):
+        folders.append(str(Path.home() / ".config" / "dask"))
+    folders.append(os.environ.get("DASK_CONFIG", ""))
+    found: str | None = None
+    for place in filter(None, folders):
+        path = Path(place)
+        files = [path] if path.is_file() else sorted([*path.glob("*.yaml"), *path.glob("*.yml"), *path.glob("*.json")])
+        for file in files:
+            with contextlib.suppress(OSError):
+                text = file.read_text(encoding="utf-8", errors="replace")
+                if "cache" in text and any(section in text for section in _SECTIONS):
+                    found = _read_key(text) or found
+    return found
+
+
+def _read_key(text: str) -> str | None:
+    import yaml  # only where a file of Dask's configuration speaks of the cache
+
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None  # Dask itself complains about it where it is used
+    for section in _SECTIONS:
+        value = document.get(section) if isinstance(document, dict) else None
+        if isinstance(value, dict) and isinstance(value.get("cache"), str):
+            return str(value["cache"])
+    return None
+
+
+# projects -----------------------------------------------------------------------------------------------------------
+
+
+def unpack(source: bytes | Callable[[], bytes], content_hash: str, root: str | None = None) -> str:
+    """Unpack a project archive, unless this host has it already, and return the project's directory.
+
+    Several processes may do so at once: one unpacks, the others wait for it. The directory appears whole or not at all,
+    and only its owner may read it (it holds the project's ``.env``).
+
+    Parameters
+    ----------
+    source : bytes or callable
+        The archive, or what fetches it; called only where the project is not there yet.
+    content_hash : str
+        The archive's hash, as :class:`cortex_dask.project.Archive` has it; what is unpacked is checked against it.
+    root : str, optional
+        The cache folder; default: :func:`cache_root`.
+
+    Raises
+    ------
+    ProjectError
+        If the archive is damaged, is not the one that the hash names, or holds a path or link that leaves the
+        directory.
+    """
+    if len(content_hash) != 64 or not set(content_hash) <= set("0123456789abcdef"):
+        raise ProjectError(f"{content_hash!r} is no project hash: 64 hexadecimal digits are expected")
+    projects = _private_folder(Path(root or cache_root())) / "projects"
+    projects.mkdir(mode=0o700, exist_ok=True)
+    target = projects / content_hash
+    _use(projects, content_hash)
+    if target.is_dir():
+        return str(target)
+    with _locked(projects / f"{content_hash}.lock") as locked:
+        if target.is_dir():
+            return str(target)
+        if locked:  # nobody else is at work on it, so these are what killed processes left
+            for left in projects.glob(f".{content_hash}.*"):
+                shutil.rmtree(left, ignore_errors=True)
+        data = source if isinstance(source, bytes) else source()
+        fresh = Path(tempfile.mkdtemp(prefix=f".{content_hash}.", dir=projects))  # mode 0700
+        try:
+            _extract(_decompress(data, content_hash), fresh)
+            try:
+                fresh.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    prune(str(projects.parent))
+    return str(target)
+
+
+def prune(root: str | None = None, *, unused_days: float = _UNUSED_DAYS) -> list[str]:
+    """Remove unpacked projects that no process uses and none has used for some time.
+
+    Parameters
+    ----------
+    root : str, optional
+        The cache folder; default: :func:`cache_root`.
+    unused_days : float
+        How long a project must have been unused.
+
+    Returns
+    -------
+    list of str
+        The hashes of what was removed.
+    """
+    projects = Path(root or cache_root()) / "projects"
+    removed = []
+    for mark in projects.glob("*.used"):
+        with contextlib.suppress(OSError), mark.open("rb") as file:
+            if time.time() - mark.stat().st_mtime < unused_days * 86_400:
+                continue
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError while a process uses it
+            # Renamed first: half a project must never be found under its name.
+            doomed = Path(tempfile.mkdtemp(prefix=".removed.", dir=projects))
+            with contextlib.suppress(FileNotFoundError):
+                (projects / mark.stem).rename(doomed / "project")
+            shutil.rmtree(doomed, ignore_errors=True)
+            mark.unlink(missing_ok=True)
+            removed.append(mark.stem)
+    return removed
+
+
+def _private_folder(folder: Path) -> Path:
+    """Make the cache folder; refuse one that belongs to somebody else."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = folder.stat().st_uid
+    except OSError as error:
+        raise ProjectError(
+            f"the cache folder {folder} cannot be made: {error.strerror}; name another one in {_VARIABLE}"
+        ) from None
+    if owner not in (os.getuid(), 0):
+        raise ProjectError(f"the cache folder {folder} belongs to another user; name another one in {_VARIABLE}")
+    return folder
+
+
+def _use(projects: Path, content_hash: str) -> None:
+    """Note that this process uses the project from now on, so that nobody removes it."""
+    mark = projects / f"{content_hash}.used"
+    held = _in_use.get(str(mark))
+    while held is None or held.closed or not _same_file(held, mark):
+        # Kept open on purpose: the lock lasts as long as the process. Opened again if somebody has just removed it.
+        held = _in_use[str(mark)] = mark.open("ab")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_SH)
+    with contextlib.suppress(OSError):
+        os.utime(mark)
+
+
+def _same_file(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock; yields False on a file system that has none."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _decompress(data: bytes, content_hash: str) -> bytes:
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            content = file.read(_UNPACKED_LIMIT + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ProjectError(f"the project archive {content_hash} is damaged: {error}") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != content_hash:
+        raise ProjectError(f"the project archive {content_hash} is damaged: its content has the hash {found}")
+    return content
+
+
+def _extract(content: bytes, folder: Path) -> None:
+    try:
+        with tarfile.open(
+            fileobj=io.BytesIO(content), mode="r:", encoding="utf-8", errors="surrogateescape"
+        ) as archive:
+            members = archive.getmembers()
+            _check_members(members)
+            if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and later
+                archive.extraction_filter = tarfile.data_filter
+            # Links come last, so that nothing is ever written through one.
+            archive.extractall(folder, sorted(members, key=lambda member: member.issym()))  # noqa: S202 - checked above
+    except tarfile.TarError as error:
+        raise ProjectError(f"the project archive cannot be unpacked: {error}") from None
+    env = folder / ".env"
+    if env.is_file() and not env.is_symlink():
+        env.chmod(stat.S_IRUSR | stat.S_IWUSR)
+
+
+def _check_members(members: list[Any]) -> None:
+    """Refuse whatever :func:`cortex_dask.project.pack` does not write."""
+    solid = {"."} | {member.name for member in members if member.isreg() or member.isdir()}
+    names: set[str] = set()
+    for member in members:
+        name = member.name
+        normal = posixpath.normpath(name)
+        if name != normal or name in (".", "..") or name.startswith(("/", "../")) or "\0" in name or name in names:
+            raise ProjectError(f"the project archive holds the path {name!r}, which is not allowed in one")
+        names.add(name)
+        if not (member.isreg() or member.isdir() or member.issym()):
+            raise ProjectError(f"the project archive holds {name!r}, which is neither a file, a folder nor a link")
+        parents = name.split("/")[:-1]
+        if any("/".join(parents[: count + 1]) not in solid for count in range(len(parents))):
+            raise ProjectError(f"the project archive holds {name!r} outside of its folders")
+        if member.issym():
+            # Links lead straight to a file or folder of the archive, never over another link.
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+            direct = posixpath.normpath(member.linkname) == member.linkname
+            if member.linkname.startswith("/") or not direct or target not in solid:
+                raise ProjectError(f"the project archive holds the link {name!r}, which leaves the project")
