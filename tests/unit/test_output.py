@@ -1,0 +1,98 @@
+"""The output directory: reservation, publication, manifest."""
+
+from __future__ import annotations
+
+import pytest
+
+from cortex_dask.errors import OutputError
+from cortex_dask.io.output import OutputDirectory, staging_prefix
+from cortex_dask.io.records import Part
+from cortex_dask.io.settings import OutputSettings
+from cortex_dask.io.splits import part_name
+
+
+def directory(url: str, job_id: str = "job-1", mode: str = "error") -> OutputDirectory:
+    return OutputDirectory(OutputSettings(url, mode=mode), job_id)  # type: ignore[arg-type]
+
+
+def staged(output: OutputDirectory, job_id: str, split: int, data: bytes) -> Part:
+    name = f"{staging_prefix(job_id)}/{split:06d}-a"
+    output.store.write(name, data)
+    return Part(part_name(job_id, split, ".parquet"), name, 3, len(data))
+
+
+def test_a_part_is_invisible_until_it_is_published_and_publishing_twice_is_harmless(store_url):
+    output = directory(store_url)
+    assert output.reserve() == []
+    part = staged(output, "job-1", 0, b"rows")
+    assert output.published() == {}
+    for _ in range(2):
+        output.publish(part)
+        assert output.published() == {part.name: 4}
+    output.write_manifest([part], "schema", "succeeded", [])
+    output.seal()
+    output.clean()
+    assert output.store.names() == ["_SUCCESS", "_manifest.json", part.name]
+    assert output.manifest()["rows"] == 3
+
+
+def test_a_directory_with_data_is_refused_unless_the_mode_says_otherwise(store_url):
+    output = directory(store_url)
+    output.store.write("old.parquet", b"old")
+    with pytest.raises(OutputError, match=r"holds 1 files already \(for example old.parquet\).*append.*overwrite"):
+        output.reserve()
+    assert output.store.names() == ["old.parquet"]
+    for mode in ("append", "overwrite"):
+        assert directory(store_url, f"job-{mode}", mode).reserve() == ["old.parquet"]
+        directory(store_url, f"job-{mode}", mode).clean()
+
+
+def test_a_finished_empty_result_is_data_too(store_url):
+    output = directory(store_url)
+    output.seal()
+    with pytest.raises(OutputError, match="_SUCCESS"):
+        directory(store_url, "job-2").reserve()
+
+
+def test_a_job_that_was_left_unfinished_is_named(store_url):
+    directory(store_url, "job-1").reserve()
+    with pytest.raises(OutputError, match="job-1 is writing to"):
+        directory(store_url, "job-2").reserve()
+    assert directory(store_url, "job-1").reserve() == []
+
+
+def test_overwrite_removes_the_old_only_with_the_new_manifest(store_url):
+    first = directory(store_url)
+    first.reserve()
+    old = staged(first, "job-1", 0, b"old")
+    first.publish(old)
+    first.write_manifest([old], None, "succeeded", [])
+    first.seal()
+    first.clean()
+
+    second = directory(store_url, "job-2", "overwrite")
+    replaced = second.reserve()
+    assert replaced == [old.name]
+    new = staged(second, "job-2", 0, b"newer")
+    assert old.name in second.store.names()
+    second.unseal()
+    second.publish(new)
+    assert {old.name, new.name} <= set(second.store.names())
+    second.write_manifest([new], None, "succeeded", replaced)
+    second.seal()
+    second.clean()
+    assert second.store.names() == ["_SUCCESS", "_manifest.json", new.name]
+
+
+def test_append_lists_the_parts_of_both_jobs(store_url):
+    manifests = []
+    for number, mode in enumerate(("error", "append", "append")):
+        output = directory(store_url, f"job-{number}", mode)
+        output.reserve()
+        part = staged(output, f"job-{number}", 0, b"x" * (number + 1))
+        output.publish(part)
+        output.write_manifest([part], None, "succeeded", [])
+        output.write_manifest([part], None, "succeeded", [])  # a resumed job writes it again
+        output.clean()
+        manifests.append([item["bytes"] for item in output.manifest()["parts"]])
+    assert manifests == [[1], [1, 2], [1, 2, 3]]
