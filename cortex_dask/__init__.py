@@ -14,8 +14,8 @@
     job = cx.run(Handler, "data/in", "data/out", batch_size=1024, workers=4, config={"threshold": 0.5})
     job.to_pandas()
 
-Every public name is imported when it is first used, so that ``import cortex_dask`` costs next to nothing: each handler process
-does it, and none of them may pay for dask, pandas or pydantic.
+Every public name is imported when it is first used, so that ``import cortex_dask`` costs next to nothing: each handler
+process does it, and none of them may pay for dask, pandas or pydantic.
 """
 
 from __future__ import annotations

@@ -10,7 +10,20 @@ import pytest
 import cortex_dask
 from cortex_dask import errors
 
-HEAVY = ("click", "dask", "distributed", "fsspec", "jinja2", "numpy", "orjson", "pandas", "pyarrow", "pydantic", "rich", "yaml")
+HEAVY = (
+    "click",
+    "dask",
+    "distributed",
+    "fsspec",
+    "jinja2",
+    "numpy",
+    "orjson",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "rich",
+    "yaml",
+)
 
 
 def run_python(code: str) -> str:
@@ -52,6 +65,7 @@ def test_the_version_is_that_of_the_distribution():
 
 
 def test_the_handler_process_gets_its_logger_without_dask():
-    code = "import sys; from cortex_dask import logger; logger.name; print([n for n in ('dask', 'pandas', 'pydantic', 'click') if n in sys.modules])"
+    heavy = ("dask", "pandas", "pydantic", "click")
+    code = f"import sys; from cortex_dask import logger; print([name for name in {heavy!r} if name in sys.modules])"
 
     assert run_python(code) == "[]"

@@ -1,0 +1,171 @@
+"""``cortex-dask get``, ``logs``, ``stop``, ``resume``, ``retry``: jobs that exist, from any machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cortex_dask.cli import options
+from cortex_dask.cli.exits import interruptible
+from cortex_dask.cli.show import finish, job_table, json_text, progress_display
+
+if TYPE_CHECKING:
+    from cortex_dask.client import Client
+    from cortex_dask.job import Job
+
+__all__ = ["get", "logs", "resume", "retry", "stop"]
+
+_WATCH_SECONDS = 2.0
+
+
+@click.command()
+@click.argument("api", metavar="[API]", required=False)
+@click.argument("job_id", metavar="[JOB]", required=False)
+@click.option(
+    "-w", "--watch", is_flag=True, help="Show again when something changes: one job until it ends, a list until Ctrl-C."
+)
+@options.environment
+@options.output_format
+def get(api: str | None, job_id: str | None, watch: bool, env: str | None, shown_as: str) -> None:
+    """Show all jobs, those of an API, or one job.
+
+    JOB is a job's id, the beginning of one, or "latest".
+    """
+    from cortex_dask.client import Client
+
+    client = Client(env)
+    if api is not None and job_id is not None:
+        job = client.get_job(api, job_id)
+        if watch:
+            _watch_job(job, env, shown_as)
+        else:
+            _show_job(job, env, shown_as)
+    elif watch:
+        _repeat(lambda: _list(client, api, shown_as))
+    else:
+        click.echo(_list(client, api, shown_as))
+
+
+def _list(client: Client, api: str | None, shown_as: str) -> str:
+    documents = client.describe_jobs(api)
+    if shown_as == "json":
+        return json_text(documents)
+    if not documents:
+        return f"No jobs in the environment {client.environment.name}. Submit one with: cortex-dask submit TARGET"
+    return job_table(documents)
+
+
+def _show_job(job: Job, env: str | None, shown_as: str) -> None:
+    from cortex_dask.display import summary
+
+    document = job.describe()
+    click.echo(json_text(document) if shown_as == "json" else summary(document, environment=env))
+
+
+def _watch_job(job: Job, env: str | None, shown_as: str) -> None:
+    with interruptible():
+        document = job.watch(progress_display(shown_as, env))
+    if shown_as == "json":
+        click.echo(json_text(document))
+
+
+def _repeat(text: Callable[[], str]) -> None:
+    shown = None
+    with interruptible():
+        while True:
+            now = text()
+            if now != shown:
+                click.clear()  # does nothing where the output is not a terminal
+                click.echo(now)
+                shown = now
+            time.sleep(_WATCH_SECONDS)
+
+
+@click.command()
+@options.api_argument
+@click.argument("job_id", metavar="[JOB]", default="latest")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
+@click.option("--level", metavar="LEVEL", help="The least important level: debug, info, warning, error or critical.")
+@click.option("--batch", metavar="ID", help="Only this batch: its id, or the beginning of it.")
+@click.option("--worker", metavar="ID", help="Only this worker: its id, or the beginning of it.")
+@click.option("--since", metavar="WHEN", help="Nothing older: 90s, 10m, 2h, 1d, or a time.")
+@options.environment
+@options.output_format
+def logs(
+    api: str,
+    job_id: str,
+    follow: bool,
+    level: str | None,
+    batch: str | None,
+    worker: str | None,
+    since: str | None,
+    env: str | None,
+    shown_as: str,
+) -> None:
+    """Show what a job's handlers have logged and printed; with -o json, one JSON object a line."""
+    import orjson
+
+    from cortex_dask.client import Client
+    from cortex_dask.job_logs import to_text
+
+    job = Client(env).get_job(api, job_id)
+    with interruptible():
+        for line in job.log_lines(level=level, batch=batch, worker=worker, since=since, follow=follow):
+            click.echo(orjson.dumps(line).decode() if shown_as == "json" else to_text(line))
+
+
+@click.command()
+@options.api_argument
+@options.job_argument
+@options.environment
+def stop(api: str, job_id: str, env: str | None) -> None:
+    """Stop a job, whoever runs it; it can be resumed."""
+    from cortex_dask.client import Client
+    from cortex_dask.display import summary
+
+    job = Client(env).get_job(api, job_id)
+    before = job.status
+    job.stop()
+    document = job.describe()
+    if document["status"] == before:
+        click.echo(f"The job has ended already: {before}.", err=True)
+    click.echo(summary(document, environment=env))
+
+
+@click.command()
+@options.api_argument
+@options.job_argument
+@click.option("--cluster", metavar="WHERE", help="local, inline, or the address of a Dask scheduler.")
+@options.environment
+@options.output_format
+def resume(api: str, job_id: str, cluster: str | None, env: str | None, shown_as: str) -> None:
+    """Go on with a job that was stopped or that failed, and wait for it.
+
+    Splits that are committed are not handled again.
+    """
+    _run_again(api, job_id, cluster, env, shown_as, is_retry=False)
+
+
+@click.command()
+@options.api_argument
+@options.job_argument
+@click.option("--failed", is_flag=True, required=True, help="The batches that failed for good, exactly those.")
+@click.option("--cluster", metavar="WHERE", help="local, inline, or the address of a Dask scheduler.")
+@options.environment
+@options.output_format
+def retry(api: str, job_id: str, cluster: str | None, env: str | None, shown_as: str, **_flags: Any) -> None:
+    """Handle the failed batches of a job again, add their rows to its output, and wait for it."""
+    _run_again(api, job_id, cluster, env, shown_as, is_retry=True)
+
+
+def _run_again(api: str, job_id: str, cluster: str | None, env: str | None, shown_as: str, *, is_retry: bool) -> None:
+    from cortex_dask.client import Client
+
+    job = Client(env).get_job(api, job_id)
+    display = progress_display(shown_as, env)
+    with interruptible():
+        job.start(cluster=cluster, retry=is_retry, display=display)
+        finish(job, display, shown_as)

@@ -1,0 +1,121 @@
+"""``cortex-dask submit``: run a job here, or look at what it would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cortex_dask.cli import options
+from cortex_dask.cli.exits import interruptible
+from cortex_dask.cli.show import finish, json_text, progress_display
+
+if TYPE_CHECKING:
+    from cortex_dask.client import Client, Options
+
+__all__ = ["submit"]
+
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+@click.command()
+@click.argument("target", metavar="TARGET")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="URL", help="A file, directory or glob; may be given several times."
+)
+@click.option("--output", metavar="URL", help="The output directory.")
+@click.option("--workers", type=int, metavar="N", help="Handler processes that run at the same time.")
+@click.option("--batch-size", type=int, metavar="N", help="Rows in a batch.")
+@click.option("--batch-format", metavar="FORMAT", help="pandas (default), pyarrow, polars, numpy or records.")
+@click.option("--columns", metavar="A,B", help="Read only these columns.")
+@click.option(
+    "--filter",
+    "comparisons",
+    multiple=True,
+    metavar="TEXT",
+    help='Read only matching rows, e.g. "x > 5"; all must hold.',
+)
+@click.option("--keep", metavar="all|A,B", help="Input columns that stand beside the returned ones.")
+@click.option("--mode", metavar="MODE", help="Where the output holds data: error (default), append or overwrite.")
+@click.option(
+    "--config", "configs", multiple=True, metavar="KEY=VALUE", help="Overrides handler.config; also JSON, or @file."
+)
+@click.option("--timeout", type=_SECONDS, metavar="SECONDS", help="For the whole job.")
+@click.option("--batch-timeout", type=_SECONDS, metavar="SECONDS", help="For one batch.")
+@click.option("--stall-timeout", type=_SECONDS, metavar="SECONDS", help="For a split without any progress.")
+@click.option("--max-attempts", type=int, metavar="N", help="How often a batch is tried.")
+@click.option("--max-failed-batches", metavar="N|P%", help="Stop early when more batches fail for good.")
+@click.option("--cluster", metavar="WHERE", help="local, inline, or the address of a Dask scheduler.")
+@click.option("--job-id", metavar="ID", help="The same id again attaches to the job, resumes it, or shows it.")
+@click.option("--api", metavar="NAME", help="Which API, when TARGET has several.")
+@click.option("--format", "input_format", metavar="FORMAT", help="The input's format: auto (default), parquet or json.")
+@options.environment
+@options.output_format
+@click.option("--dry-run", is_flag=True, help="List files, splits, batches and bytes; run and write nothing.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), metavar="N", help="Run N batches here, show what comes out, write nothing."
+)
+def submit(
+    target: str,
+    inputs: tuple[str, ...],
+    output: str | None,
+    columns: str | None,
+    comparisons: tuple[str, ...],
+    keep: str | None,
+    configs: tuple[str, ...],
+    max_failed_batches: str | None,
+    cluster: str | None,
+    input_format: str | None,
+    env: str | None,
+    shown_as: str,
+    dry_run: bool,
+    sample: int | None,
+    **plain: Any,
+) -> None:
+    """Run a job and wait for it.
+
+    TARGET is a project directory or its cortex.yaml.
+
+    Ctrl-C (or SIGTERM) stops the job in good order: what is finished is kept, and the job can be resumed. A second one
+    kills it.
+    """
+    given: dict[str, Any] = {
+        **plain,
+        "columns": options.columns(columns),
+        "filters": options.filters(comparisons),
+        "keep": options.keep(keep),
+        "config": options.config(configs),
+        "max_failed_batches": options.max_failed(max_failed_batches),
+        "format": input_format,
+    }
+    if dry_run and sample is not None:
+        raise click.UsageError(
+            "--dry-run and --sample exclude each other: the first runs nothing, the second runs some batches"
+        )
+    from cortex_dask.client import Client
+
+    client = Client(env)
+    source = list(inputs) or None
+    if dry_run or sample is not None:
+        _look(client, target, source, output, given, sample, shown_as)  # type: ignore[arg-type]  # click has made the keys
+        return
+    display = progress_display(shown_as, env)
+    with interruptible():
+        job = client.begin(target, source, output, cluster=cluster, options=given, display=display)  # type: ignore[arg-type]  # as above
+        finish(job, display, shown_as)
+
+
+def _look(
+    client: Client,
+    target: str,
+    source: list[str] | None,
+    output: str | None,
+    given: Options,
+    count: int | None,
+    shown_as: str,
+) -> None:
+    from cortex_dask import sample
+
+    resolved = client.resolve(target, source, output, given)
+    report = sample.dry_run(resolved) if count is None else sample.run_sample(resolved, count)
+    click.echo(json_text(report.to_json()) if shown_as == "json" else report.to_text())

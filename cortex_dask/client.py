@@ -1,0 +1,445 @@
+"""Submitting jobs, and finding them again: the client of one environment, and ``run`` and ``submit`` for notebooks.
+
+The story of a submission: :func:`run` → :meth:`Client.begin` (resolve the submission, create the job directory) →
+:meth:`Job.start <cortex_dask.job.Job.start>` → :func:`cortex_dask.runtime.coordinator.run_job`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+
+from cortex_dask.display import Display, SilentDisplay, choose
+from cortex_dask.errors import JobNotFoundError, SpecError
+from cortex_dask.io.job_directory import JobDirectory, jobs_prefix
+from cortex_dask.io.store import Store
+from cortex_dask.job import Job
+
+if TYPE_CHECKING:
+    from cortex_dask.clusters.base import Cluster
+    from cortex_dask.io.settings import JobSettings
+    from cortex_dask.spec import ResolvedJob
+
+__all__ = ["Client", "Options", "attend", "create_directory", "run", "submit"]
+
+Target = type | str | Path
+Input = str | Path | Sequence[str | Path]
+
+_READERS = 16  # concurrent reads of status documents: hides the latency of object stores
+#: Settings that two submissions of the same job may differ in.
+_INCIDENTAL = ("api_id", "created_time")
+#: Settings whose values are the user's own and are never shown.
+_PRIVATE = ("config", "handler.env", "job_config")
+
+
+class Options(TypedDict, total=False):
+    """The keywords of a submission; keys of ``cortex.yaml`` and options of the command line have the same names."""
+
+    api: str  # which one of the APIs in the target, when it has several
+    batch_size: int
+    batch_format: str
+    columns: Sequence[str]
+    filters: Any
+    format: str
+    keep: bool | Sequence[str]
+    mode: str
+    workers: int
+    config: Mapping[str, Any]
+    timeout: float
+    batch_timeout: float
+    stall_timeout: float
+    max_attempts: int
+    max_failed_batches: float | str
+    job_id: str
+    name: str
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _spelt_out(function: _Function) -> _Function:
+    """Show the keywords of :class:`Options` in the signature, for ``help`` and for completion in notebooks."""
+    signature = inspect.signature(function)
+    fixed = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Options.__annotations__[name])
+        for name in Options.__annotations__
+    ]
+    function.__signature__ = signature.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]  # functions take it
+    return function
+
+
+class Client:
+    """The jobs of one environment.
+
+    ::
+
+        client = cx.Client()
+        job = client.get_job("digits", "latest")
+        client.list_jobs("digits")
+
+    Parameters
+    ----------
+    env : str, optional
+        The environment's name; None: the default one.
+    """
+
+    def __init__(self, env: str | None = None) -> None:
+        from cortex_dask import environments
+
+        self.environment = environments.current(env)
+        self._flag = env
+        self._store = Store(self.environment.store)
+
+    def __repr__(self) -> str:
+        return f"<Client {self.environment.name}: {self._store.url}>"
+
+    # submitting -----------------------------------------------------------------------------------------------------
+
+    @_spelt_out
+    def run(
+        self,
+        target: Target,
+        input: Input | None = None,
+        output: str | Path | None = None,
+        *,
+        cluster: str | Cluster | None = None,
+        progress: bool = True,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Run a job and wait for it; see :func:`cortex_dask.run`."""
+        display = choose(progress=progress, environment=self._flag)
+        job = self.begin(target, input, output, cluster=cluster, options=options, display=display)
+        attend(job, display)
+        job.raise_unless_complete()
+        return job
+
+    @_spelt_out
+    def submit(
+        self,
+        target: Target,
+        input: Input | None = None,
+        output: str | Path | None = None,
+        *,
+        cluster: str | Cluster | None = None,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Start a job and return at once; see :func:`cortex_dask.submit`."""
+        return self.begin(target, input, output, cluster=cluster, options=options, display=SilentDisplay())
+
+    def begin(
+        self,
+        target: Target,
+        source: Input | None,
+        output: str | Path | None,
+        *,
+        cluster: str | Cluster | None,
+        options: Options,
+        display: Display,
+    ) -> Job:
+        """Make the job, or find it, and start its coordinator in this process unless it is complete or runs already."""
+        resolved = self.resolve(target, source, output, options)
+        job, is_new = self.create(resolved, cluster=cluster)
+        document = {} if is_new else job.describe()
+        if is_new or not (document["status"] in ("succeeded", "completed with failures") or job.is_live(document)):
+            job.start(display=display)
+        return job
+
+    def resolve(self, target: Target, source: Input | None, output: str | Path | None, options: Options) -> ResolvedJob:
+        """Check a submission and pack its project; nothing is written."""
+        from cortex_dask import spec
+
+        given = {name: value for name, value in options.items() if value is not None}
+        return spec.resolve(target, input=source, output=output, **given)
+
+    def create(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[Job, bool]:
+        """Make the job directory.
+
+        Returns
+        -------
+        Job, bool
+            The job, and whether it is new. The same submission under the same job id gives the job that is there.
+
+        Raises
+        ------
+        SpecError
+            If another submission has this job id.
+        """
+        settings = resolved.settings
+        job = self._handle(settings.api_name, settings.job_id, cluster)
+        directory = JobDirectory(job.url)
+        try:
+            _check_same(directory.settings(), settings)
+        except JobNotFoundError:
+            try:
+                create_directory(directory, resolved)
+            except FileExistsError:  # somebody has submitted it at the same moment
+                _check_same(directory.settings(), settings)
+                return job, False
+            return job, True
+        return job, False
+
+    # finding --------------------------------------------------------------------------------------------------------
+
+    def list_apis(self) -> list[str]:
+        """Return the names of the APIs that have jobs here."""
+        return sorted(self._store.children("jobs"))
+
+    def list_jobs(self, api_name: str | None = None) -> list[Job]:
+        """Return the jobs of one API, or of all, the newest first.
+
+        Raises
+        ------
+        JobNotFoundError
+            If the API has no jobs here.
+        """
+        names = self.list_apis() if api_name is None else [api_name]
+        jobs = [self._handle(name, job_id) for name in names for job_id in self._ids(name)]
+        if api_name is not None and not jobs:
+            known = ", ".join(self.list_apis()) or "none"
+            raise JobNotFoundError(
+                f"there are no jobs of an API {api_name!r} in {self._store.url}; APIs with jobs there: {known}"
+            )
+        found = [job for job in _together(_or_none, jobs) if job is not None]
+        return sorted(found, key=lambda job: (job.settings.created_time, job.job_id), reverse=True)
+
+    def describe_jobs(self, api_name: str | None = None) -> list[dict[str, Any]]:
+        """Return the status documents of :meth:`list_jobs`."""
+        return _together(Job.describe, self.list_jobs(api_name))
+
+    def get_job(self, api_name: str, job_id: str) -> Job:
+        """Return a job.
+
+        Parameters
+        ----------
+        api_name : str
+            The API's name.
+        job_id : str
+            The job's id, the beginning of it if that is unambiguous, or ``"latest"``.
+
+        Raises
+        ------
+        JobNotFoundError
+            If there is none, or if several ids begin like this.
+        """
+        if job_id == "latest":
+            return self.list_jobs(api_name)[0]
+        ids = self._ids(api_name)
+        matches = [job_id] if job_id in ids else [known for known in ids if known.startswith(job_id)]
+        if len(matches) == 1:
+            job = self._handle(api_name, matches[0])
+            _ = job.settings  # a folder without job.json is no job: that is said now
+            return job
+        if matches:
+            raise JobNotFoundError(
+                f"{len(matches)} jobs of {api_name} begin with {job_id!r}: {_some(matches)}. Give more of the id"
+            )
+        if not ids:
+            return self.list_jobs(api_name)[0]  # raises, and names the APIs that there are
+        raise JobNotFoundError(
+            f"there is no job {job_id!r} of {api_name} in {self._store.url}; its jobs are {_some(ids)}"
+        )
+
+    def stop_job(self, api_name: str, job_id: str) -> None:
+        """Stop a job; see :meth:`Job.stop`."""
+        self.get_job(api_name, job_id).stop()
+
+    def stream_job_logs(self, api_name: str, job_id: str) -> Iterator[str]:
+        """Yield the lines of a job's log as text until the job has ended."""
+        from cortex_dask.job_logs import to_text
+
+        for line in self.get_job(api_name, job_id).log_lines(follow=True):
+            yield to_text(line)
+
+    def _ids(self, api_name: str) -> list[str]:
+        return sorted(self._store.children(f"jobs/{api_name}"))
+
+    def _handle(self, api_name: str, job_id: str, cluster: str | Cluster | None = None) -> Job:
+        url = self._store.child(jobs_prefix(api_name, job_id)).url
+        return Job(url, cluster=cluster or self.environment.cluster, environment=self._flag)
+
+
+@_spelt_out
+def run(
+    target: Target,
+    input: Input | None = None,
+    output: str | Path | None = None,
+    *,
+    cluster: str | Cluster | None = None,
+    env: str | None = None,
+    progress: bool = True,
+    **options: Unpack[Options],
+) -> Job:
+    """Map a handler over a dataset and wait for the result.
+
+    ::
+
+        job = cx.run(Handler, "data/in", "data/out", batch_size=1024, workers=4, config={"threshold": 0.5})
+        job = cx.run("my-classifier/cortex.yaml", "s3://bucket/in/", "s3://bucket/out/")
+
+    Parameters
+    ----------
+    target : class, str or Path
+        A class ``Handler`` (one defined in the notebook works), a project directory, or its ``cortex.yaml``.
+    input : str, Path or list of them, optional
+        Files, directories or globs, as local paths or URLs. None: what ``cortex.yaml`` says.
+    output : str or Path, optional
+        A directory, as a local path or URL. None: what ``cortex.yaml`` says; without any the job writes no rows.
+    batch_size : int
+        Rows in a batch.
+    batch_format : {"pandas", "pyarrow", "polars", "numpy", "records"}
+        What ``handle_batch`` gets.
+    columns : list of str
+        Read only these.
+    filters : list
+        Read only rows that match, as pyarrow writes filters: ``[("x", ">", 5), ("y", "in", [1, 2])]``.
+    format : {"auto", "parquet", "json"}
+        The input's format.
+    keep : bool or list of str
+        Input columns that stand beside the returned ones.
+    mode : {"error", "append", "overwrite"}
+        What to do when the output directory holds data already.
+    workers : int
+        How many handler processes run at the same time.
+    config : dict
+        Overrides the API's ``config``, key by key.
+    timeout, batch_timeout, stall_timeout : float
+        Seconds: for the job, for one batch, for a split without any progress.
+    max_attempts : int
+        How often a batch is tried.
+    max_failed_batches : float or str
+        Stop early when more fail: a number (``10``) or a share (``0.05``, ``"5%"``).
+    cluster : str or Cluster, optional
+        ``"local"``, ``"inline"`` (in the calling thread, for debuggers), or a scheduler's address. None: the
+        environment's.
+    job_id : str
+        The same job id again attaches to the job, resumes it, or returns it when it is complete.
+    name : str
+        The API's name, for a class.
+    api : str
+        Which API, when ``cortex.yaml`` has several.
+    env : str, optional
+        The environment; None: the default one.
+    progress : bool, default True
+        Show how far the job is.
+
+    Returns
+    -------
+    Job
+        When it succeeded, or completed with failures (a warning says so).
+
+    Raises
+    ------
+    InputError
+        If something that was given cannot be used.
+    JobFailedError, JobTimedOutError, JobStoppedError
+        If the job ended without a complete result. It can be resumed.
+    """
+    return Client(env).run(target, input, output, cluster=cluster, progress=progress, **options)
+
+
+@_spelt_out
+def submit(
+    target: Target,
+    input: Input | None = None,
+    output: str | Path | None = None,
+    *,
+    cluster: str | Cluster | None = None,
+    env: str | None = None,
+    **options: Unpack[Options],
+) -> Job:
+    """Start a job in the background of this process, and return at once.
+
+    ::
+
+        job = cx.submit(Handler, "data/in", "data/out", batch_size=1024)
+        job.progress
+        job.wait()
+
+    When this process exits before the job has ended, the job is stopped in good order (a line on standard error says
+    so) and can be resumed; :meth:`Job.wait` waits for it. With ``cluster="inline"`` it has ended when this returns.
+
+    Takes what :func:`run` takes, but for ``progress``. A job that fails does not raise here but in :meth:`Job.wait`.
+    """
+    return Client(env).submit(target, input, output, cluster=cluster, **options)
+
+
+def create_directory(directory: JobDirectory, resolved: ResolvedJob) -> None:
+    """Write what makes a job: the handler first, then ``job.json``, for no job exists without its handler.
+
+    Raises
+    ------
+    FileExistsError
+        If the directory holds a job already.
+    """
+    if resolved.archive is not None:
+        directory.store.write(f"project/{resolved.archive.hash}.tar.gz", resolved.archive.data)
+    if resolved.pickled is not None:
+        directory.store.write("handler.pkl", resolved.pickled)
+    directory.create(resolved.settings)
+
+
+def attend(job: Job, display: Display, on_interrupt: Callable[[], None] | None = None) -> dict[str, Any]:
+    """Show a job until it has ended; when the user interrupts, stop it in good order before the interrupt goes on."""
+    try:
+        return job.watch(display)
+    except KeyboardInterrupt:
+        if on_interrupt is not None:
+            on_interrupt()
+        job.stop()
+        raise
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def _together(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    if not items:
+        return []
+    with ThreadPoolExecutor(min(_READERS, len(items))) as pool:
+        return list(pool.map(function, items))
+
+
+def _or_none(job: Job) -> Job | None:
+    try:
+        _ = job.settings
+    except JobNotFoundError:
+        return None  # a folder whose submission was cut off before job.json
+    return job
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[-5:])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _check_same(existing: JobSettings, new: JobSettings) -> None:
+    """Compare a submission with the job that has its id."""
+    differences = list(_differences(existing.to_json(), new.to_json()))
+    if differences:
+        raise SpecError(
+            f"job_id: the job {new.job_id!r} of {new.api_name} exists with other settings ({'; '.join(differences)}): "
+            "choose another job id, or submit the same as before to attach to it or resume it"
+        )
+
+
+def _differences(existing: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted({*existing, *new}):
+        path = f"{prefix}{key}"
+        old, now = existing.get(key), new.get(key)
+        if isinstance(old, tuple):
+            old = list(old)
+        if isinstance(now, tuple):
+            now = list(now)
+        if old == now or path in _INCIDENTAL:
+            continue
+        if path in _PRIVATE:
+            yield f"{path} differs"
+        elif isinstance(old, Mapping) and isinstance(now, Mapping):
+            yield from _differences(old, now, f"{path}.")
+        else:
+            yield f"{path} was {old!r}, is {now!r}"

@@ -1,0 +1,314 @@
+"""Showing a job while it runs and when it has ended: a bar in a terminal, HTML in a notebook, plain lines elsewhere.
+
+A display is given the status document about every second, and once more at the end. Unless told otherwise it writes to
+standard error: standard output belongs to results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from cortex_dask.progress import Progress, count, duration, moment, rate
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+__all__ = [
+    "Display",
+    "NotebookDisplay",
+    "PlainDisplay",
+    "SilentDisplay",
+    "TerminalDisplay",
+    "choose",
+    "in_notebook",
+    "next_commands",
+    "progress_line",
+    "status_html",
+    "summary",
+]
+
+Status = Mapping[str, Any]
+
+_SECONDS_BETWEEN_LINES = 10.0  # often enough to see that a job lives, seldom enough for a log file
+_SHARE_BETWEEN_LINES = 0.10
+
+
+class Display(Protocol):
+    """Shows a job that runs."""
+
+    def update(self, status: Status) -> None:
+        """Show this status document."""
+
+    def finish(self, status: Status) -> None:
+        """Show the last status document and let go of the terminal."""
+
+    def close(self) -> None:
+        """Let go of the terminal without a last word; may be called after :meth:`finish`."""
+
+
+def choose(
+    stream: TextIO | None = None,
+    *,
+    final: TextIO | None = None,
+    progress: bool = True,
+    environment: str | None = None,
+) -> Display:
+    """Return the display that fits where the output goes.
+
+    Parameters
+    ----------
+    stream : file, optional
+        Where to write; standard error by default.
+    final : file, optional
+        Where the summary goes at the end; the same by default.
+    progress : bool
+        False: show nothing.
+    environment : str, optional
+        The environment that the commands in the summary have to name; None: the default one.
+    """
+    stream = stream or sys.stderr
+    if not progress:
+        return SilentDisplay()
+    if in_notebook():
+        return NotebookDisplay(environment=environment)
+    if stream.isatty():
+        return TerminalDisplay(stream, final=final, environment=environment)
+    return PlainDisplay(stream, final=final, environment=environment)
+
+
+def in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+class SilentDisplay:
+    """Shows nothing."""
+
+    def update(self, status: Status) -> None:
+        """Do nothing."""
+
+    def finish(self, status: Status) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class PlainDisplay:
+    """Writes a line when the status changes, every tenth of the batches, and every ten seconds."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        final: TextIO | None = None,
+        environment: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream
+        self._final = final or stream
+        self._environment = environment
+        self._clock = clock
+        self._shown: tuple[str, float, float] | None = None  # status, share and time of the last line
+
+    def update(self, status: Status) -> None:
+        """Write a line, if it is time for one."""
+        progress = Progress.from_status(status)
+        share, now = progress.share or 0.0, self._clock()
+        if self._shown is not None:
+            word, last_share, last_time = self._shown
+            soon = now - last_time < _SECONDS_BETWEEN_LINES and share - last_share < _SHARE_BETWEEN_LINES
+            if word == progress.status and soon:
+                return
+        self._shown = (progress.status, share, now)
+        if not progress.over:  # the summary says that
+            self._stream.write(f"{time.strftime('%H:%M:%S')} {progress_line(status)}\n")
+            self._stream.flush()
+
+    def finish(self, status: Status) -> None:
+        """Write the summary."""
+        _write_summary(self._final, status, self._environment)
+
+    def close(self) -> None:
+        """Do nothing: a line is never left open."""
+
+
+class TerminalDisplay:
+    """Draws one bar with rich and keeps it up to date."""
+
+    def __init__(self, stream: TextIO, *, final: TextIO | None = None, environment: str | None = None) -> None:
+        self._stream = stream
+        self._final = final or stream
+        self._environment = environment
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+
+    def update(self, status: Status) -> None:
+        """Draw the bar anew."""
+        progress = Progress.from_status(status)
+        if progress.over:
+            return
+        bars, task = self._started(status)
+        total = progress.batches_total
+        bars.update(
+            task,
+            completed=progress.batches_done,
+            total=None if total is None else max(total, progress.batches_done, 1),
+            words=_words(progress, with_status=True),
+        )
+
+    def finish(self, status: Status) -> None:
+        """Take the bar away and write the summary in its place."""
+        self.close()
+        _write_summary(self._final, status, self._environment)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def _started(self, status: Status) -> tuple[Bars, TaskID]:
+        if self._bars is None or self._task is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, SpinnerColumn, TextColumn
+            from rich.progress import Progress as Bars
+
+            # Names and reasons of users stand in the columns: never read them as rich's markup.
+            self._bars = Bars(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[words]}", markup=False),
+                console=Console(file=self._stream),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._task = self._bars.add_task(str(status.get("api_name", "")), total=None, words="")
+            self._bars.start()
+        return self._bars, self._task
+
+
+class NotebookDisplay:
+    """Shows the HTML summary in the cell's output and keeps it up to date."""
+
+    def __init__(self, *, environment: str | None = None) -> None:
+        self._environment = environment
+        self._handle: Any = None
+
+    def update(self, status: Status) -> None:
+        """Show the document in place of the one before."""
+        from IPython.display import HTML, display
+
+        html = HTML(status_html(status))
+        if self._handle is None:
+            self._handle = display(html, display_id=True)
+        else:
+            self._handle.update(html)
+
+    def finish(self, status: Status) -> None:
+        """Show the last document."""
+        self.update(status)
+
+    def close(self) -> None:
+        """Do nothing: the last document stays."""
+
+
+def progress_line(status: Status) -> str:
+    """Return one line about a running job, e.g. ``"digits: running, 12 of 40 batches (30 %), 5,210 rows/s, …"``."""
+    return f"{status.get('api_name', 'job')}: {_words(Progress.from_status(status), with_status=True)}"
+
+
+def _words(progress: Progress, *, with_status: bool) -> str:
+    words = [progress.status] if with_status else []
+    if progress.status != "enqueuing":
+        share = "" if progress.share is None else f" ({progress.share:.0%})".replace("%", " %")
+        words.append(progress.batches_words() + share)
+        if progress.rows_per_second:
+            words.append(rate(progress.rows_per_second))
+        if progress.failed_batches:
+            words.append(f"{count(progress.failed_batches)} failed")
+        if progress.eta is not None and not progress.over:
+            words.append(f"{duration(progress.eta)} left")
+        if progress.workers and not progress.over:
+            words.append(f"{progress.workers} worker{'s' if progress.workers > 1 else ''}")
+    return ", ".join(words)
+
+
+def summary(status: Status, *, environment: str | None = None) -> str:
+    """Return what a person wants to know when a job has ended, with the commands that come next.
+
+    Parameters
+    ----------
+    status : mapping
+        The status document.
+    environment : str, optional
+        The environment that the commands have to name; None: the default one.
+    """
+    rows = [(str(status.get("status")), f"{status.get('api_name')} {status.get('job_id')}"), *_facts(status)]
+    rows += [(name, command) for name, command in next_commands(status, environment=environment)]
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
+
+
+def _write_summary(stream: TextIO, status: Status, environment: str | None) -> None:
+    stream.write(summary(status, environment=environment) + "\n")
+    stream.flush()
+
+
+def next_commands(status: Status, *, environment: str | None = None) -> list[tuple[str, str]]:
+    """Return the commands that make sense for a job in this state, each with a word for what it does."""
+    flag = f" -e {environment}" if environment else ""
+    job = f"{status.get('api_name')} {status.get('job_id')}"
+    commands = [("logs", f"cortex-dask logs{flag} {job}")]
+    if status.get("status") == "completed with failures":
+        commands.append(("retry", f"cortex-dask retry{flag} {job} --failed"))
+    elif status.get("status") in ("worker error", "out of memory", "timed out", "stopped", "failed while enqueuing"):
+        commands.append(("resume", f"cortex-dask resume{flag} {job}"))
+    return commands
+
+
+def _facts(status: Status) -> list[tuple[str, str]]:
+    progress = Progress.from_status(status)
+    facts = []
+    if status.get("status_reason"):
+        facts.append(("reason", str(status["status_reason"])))
+    failed = f", {count(progress.failed_batches)} failed" if progress.failed_batches else ""
+    facts.append(("batches", progress.batches_words().removesuffix(" batches") + failed))
+    facts.append(("rows", f"{count(progress.rows_in)} in, {count(progress.rows_out)} out"))
+    if progress.seconds is not None:
+        facts.append(("took", f"{duration(progress.seconds)}, {rate(progress.rows_per_second)}"))
+    if status.get("output"):
+        facts.append(("output", str(status["output"])))
+    return facts
+
+
+def status_html(status: Status) -> str:
+    """Return a status document as a compact piece of HTML that needs nothing from elsewhere."""
+    from importlib.resources import files
+
+    import jinja2
+
+    progress = Progress.from_status(status)
+    facts = [(name, value) for name, value in _facts(status) if name != "reason"]
+    if not progress.over:
+        facts += [("workers", str(progress.workers)), ("left", duration(progress.eta))]
+    facts.append(("started", moment(status.get("start_time"))))
+    template = jinja2.Environment(autoescape=True).from_string(
+        files("cortex_dask").joinpath("job.html.j2").read_text(encoding="utf-8")
+    )
+    return template.render(
+        api_name=status.get("api_name"),
+        job_id=status.get("job_id"),
+        status=progress.status,
+        reason=status.get("status_reason"),
+        percent=None if progress.share is None else round(100 * progress.share),
+        rows=facts,
+    )

@@ -1,0 +1,444 @@
+"""The handle on a job: its status, logs, failures and output, from any process that reaches the job directory."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from cortex_dask.display import Display, SilentDisplay, next_commands, progress_line, status_html
+from cortex_dask.errors import (
+    CortexDaskError,
+    InputError,
+    JobFailedError,
+    JobRunningError,
+    JobStoppedError,
+    JobTimedOutError,
+)
+from cortex_dask.io.job_directory import JobDirectory
+from cortex_dask.progress import FINAL_STATUSES, STATUSES, Progress, parse_time
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from cortex_dask.background import Background
+    from cortex_dask.clusters.base import Cluster
+    from cortex_dask.io.settings import JobSettings
+    from cortex_dask.job_output import JobOutput
+
+__all__ = ["STATUSES", "Job"]
+
+_POLL_SECONDS = 0.5  # the status document is written every second or two
+_SHOW_SECONDS = 0.2  # how late a display may be
+_START_SECONDS = 60.0  # a job that nobody has begun to run after this long is taken for abandoned
+_STOP_SECONDS = 60.0  # running handlers end within 5 s; committing what they had finished may take longer
+
+
+class Job:
+    """A job, wherever and by whomever it is run.
+
+    ::
+
+        job = cx.submit(Handler, "data/in", "data/out", batch_size=1024)
+        job.progress, job.wait(), job.logs(level="warning"), job.failures(), job.to_pandas()
+
+        job = cx.Client().get_job("digits", "20260131-120000-1f2e3d")   # in another process, on another day
+
+    Parameters
+    ----------
+    url : str
+        The job directory.
+    cluster : str or Cluster, default "local"
+        Where :meth:`resume` and :meth:`retry_failed` run it.
+    environment : str, optional
+        The name of the environment, for the commands that messages show; None: the default one.
+    """
+
+    def __init__(self, url: str, *, cluster: str | Cluster = "local", environment: str | None = None) -> None:
+        self._directory = JobDirectory(url)
+        self._cluster = cluster
+        self._environment = environment
+        self._background: Background | None = None
+
+    def __repr__(self) -> str:
+        try:
+            return f"<Job {self.api_name}/{self.job_id}: {progress_line(self.describe()).partition(': ')[2]}>"
+        except (CortexDaskError, OSError):
+            return f"<Job {self.url}: its directory cannot be read>"
+
+    def _repr_html_(self) -> str:
+        return status_html(self.describe())
+
+    # what it is -----------------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """The job directory."""
+        return self._directory.url
+
+    @cached_property
+    def settings(self) -> JobSettings:
+        """The resolved submission.
+
+        Raises
+        ------
+        JobNotFoundError
+            If there is no such job.
+        """
+        return self._directory.settings()
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.settings.job_id
+
+    @property
+    def api_name(self) -> str:
+        """The name of the API that the job belongs to."""
+        return self.settings.api_name
+
+    @property
+    def output(self) -> str | None:
+        """The URL of the output directory; None when the job writes none."""
+        return None if self.settings.output is None else self.settings.output.url
+
+    # how it is ------------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """Return the status document.
+
+        A job whose coordinator has gone keeps the last status that it wrote; ``status_reason`` says so then.
+        """
+        document: dict[str, Any] | None = self._directory.read_json("status.json")
+        if document is None:
+            document = self._first_document()
+        if self._is_abandoned(document):
+            command = dict(next_commands({**document, "status": "stopped"}, environment=self._environment))["resume"]
+            document["status_reason"] = f"nobody runs this job any more, go on with: {command}"
+        return document
+
+    @property
+    def status(self) -> str:
+        """One of :data:`STATUSES`."""
+        return str(self.describe()["status"])
+
+    @property
+    def progress(self) -> Progress:
+        """How far the job is."""
+        return Progress.from_status(self.describe())
+
+    def logs(
+        self,
+        level: str | None = None,
+        batch: str | None = None,
+        worker: str | None = None,
+        since: str | float | timedelta | datetime | None = None,
+        follow: bool = False,
+    ) -> pd.DataFrame | Iterator[dict[str, Any]]:
+        """Return the log.
+
+        Parameters
+        ----------
+        level : str, optional
+            The least important level wanted: ``debug``, ``info``, ``warning``, ``error`` or ``critical``.
+        batch : str, optional
+            Only lines of this batch: its id, or the beginning of it.
+        worker : str, optional
+            Only lines of this worker: its id, or the beginning of it.
+        since : str, float, timedelta or datetime, optional
+            Nothing older: ``"10m"``, a number of seconds, a time.
+        follow : bool, default False
+            Return an iterator over the lines (as dicts) that goes on until the job has ended.
+
+        Returns
+        -------
+        pandas.DataFrame or iterator of dict
+            The table has the columns ``time`` (UTC), ``level``, ``worker``, ``batch_id``, ``message``, ``process``, and
+            one for every key that the handler gave as ``extra``.
+        """
+        from cortex_dask.job_logs import to_frame
+
+        lines = self.log_lines(level=level, batch=batch, worker=worker, since=since, follow=follow)
+        return lines if follow else to_frame(lines)
+
+    def log_lines(
+        self,
+        *,
+        level: str | None = None,
+        batch: str | None = None,
+        worker: str | None = None,
+        since: str | float | timedelta | datetime | None = None,
+        follow: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the log as they were written; takes what :meth:`logs` takes."""
+        from cortex_dask.job_logs import JobLogs, LogFilter, parse_since
+
+        where = LogFilter(level=level, batch=batch, worker=worker, since=parse_since(since))
+        logs = JobLogs(self._directory.store)
+        return logs.follow(where, over=lambda: not self.is_live()) if follow else iter(logs.lines(where))
+
+    def failures(self) -> pd.DataFrame:
+        """Return the batches and input lines that failed for good: cause, traceback, position in the input, payload.
+
+        Batches that a retry has handled since are not among them.
+        """
+        from cortex_dask import dead_letters
+
+        return dead_letters.to_frame(self._directory)
+
+    # what it made ---------------------------------------------------------------------------------------------------
+
+    def to_arrow(self, *, partial: bool = False) -> pa.Table:
+        """Return the output as an Arrow table, in input order.
+
+        Parameters
+        ----------
+        partial : bool, default False
+            Also while the job has no complete output: return what is committed by now.
+
+        Raises
+        ------
+        InputError
+            If the job writes no output, or has no complete one yet.
+        """
+        return self._output(partial=partial).to_arrow()
+
+    def to_pandas(self, *, partial: bool = False) -> pd.DataFrame:
+        """Return the output as a pandas DataFrame, in input order; see :meth:`to_arrow`."""
+        frame: pd.DataFrame = self.to_arrow(partial=partial).to_pandas(ignore_metadata=True)
+        return frame
+
+    def to_dask(self, *, partial: bool = False) -> Any:
+        """Return the output as a :class:`dask.dataframe.DataFrame`, a partition for each part; see :meth:`to_arrow`."""
+        return self._output(partial=partial).to_dask()
+
+    # what can be done -----------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Wait until the job has ended, whoever runs it.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait; None: as long as it takes.
+
+        Returns
+        -------
+        Job
+            This job, when it succeeded or completed with failures (a warning says so then).
+
+        Raises
+        ------
+        JobFailedError, JobTimedOutError, JobStoppedError
+            If it ended without a complete result.
+        TimeoutError
+            If it has not ended after ``timeout`` seconds; it goes on.
+        """
+        self.watch(SilentDisplay(), timeout)
+        self.raise_unless_complete()
+        return self
+
+    def stop(self) -> None:
+        """Stop the job: running handlers end within seconds, what is finished is kept, and the job can be resumed.
+
+        Raises
+        ------
+        JobRunningError
+            If its coordinator does not react.
+        """
+        document = self.describe()
+        deadline = time.monotonic() + _STOP_SECONDS
+        while document["status"] not in FINAL_STATUSES or self._in_background():
+            if not self.is_live(document):
+                ended = {**document, "status": "stopped", "status_reason": "stopped by a user", "end_time": _now()}
+                self._directory.write_json("status.json", ended)
+                return
+            if time.monotonic() > deadline:
+                raise JobRunningError(
+                    f"the job {self.job_id} was asked to stop {_STOP_SECONDS:.0f} s ago and has not ended: "
+                    "its coordinator does not react"
+                )
+            if (
+                self._directory.stop_request() is None
+            ):  # also again: a coordinator that starts takes an old request back
+                self._directory.request_stop("stopped", "stopped by a user")
+            time.sleep(_POLL_SECONDS)
+            document = self.describe()
+
+    def resume(self, *, cluster: str | Cluster | None = None) -> Job:
+        """Go on with a job that was stopped, timed out, failed, or whose coordinator has gone; returns at once.
+
+        A job that is complete stays as it is. Use :meth:`wait` to wait for it.
+
+        Parameters
+        ----------
+        cluster : str or Cluster, optional
+            Where to run it; None: where it was said when this handle was made.
+        """
+        return self.start(cluster=cluster)
+
+    def retry_failed(self, *, cluster: str | Cluster | None = None) -> Job:
+        """Handle the failed batches again, exactly those, and add their rows to the output; returns at once.
+
+        Parameters
+        ----------
+        cluster : str or Cluster, optional
+            As for :meth:`resume`.
+        """
+        return self.start(cluster=cluster, retry=True)
+
+    # what run, submit and the command line are made of --------------------------------------------------------------
+
+    def start(
+        self, *, retry: bool = False, cluster: str | Cluster | None = None, display: Display | None = None
+    ) -> Job:
+        """Start a coordinator for the job in this process; with ``cluster="inline"`` it has ended when this returns."""
+        from cortex_dask.background import Background
+
+        if self._in_background():
+            raise JobRunningError(f"the job {self.job_id} is being run by this process: wait for it or stop it first")
+        hint = dict(next_commands({**self._names(), "status": "stopped"}, environment=self._environment))["resume"]
+        chosen = self._cluster if cluster is None else cluster
+        self._background = Background(self._directory, cluster=chosen, retry=retry, resume_hint=hint)
+        self._background.start(None if display is None else display.update)
+        return self
+
+    def watch(self, display: Display, timeout: float | None = None) -> dict[str, Any]:
+        """Show the job until it has ended, and return its last status document.
+
+        Raises
+        ------
+        TimeoutError
+            If it has not ended after ``timeout`` seconds.
+        JobFailedError
+            If nobody runs it.
+        InputError, StorageError, JobRunningError
+            What ended its coordinator, when that ran in this process.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            while not self._look(display):
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise TimeoutError(f"the job {self.job_id} has not ended after {timeout:g} s; it goes on")
+            document = self.describe() if self._background is None else self._background.result()
+            display.finish(document)
+            return document
+        finally:
+            display.close()
+
+    def _look(self, display: Display) -> bool:
+        """Show the job once and wait a moment; returns whether it has ended."""
+        if self._background is not None:
+            ended = self._background.wait(_SHOW_SECONDS)
+            if not ended and self._background.latest is not None:
+                display.update(self._background.latest)
+            return ended
+        document = self.describe()
+        if document["status"] in FINAL_STATUSES:
+            return True
+        if self._is_abandoned(document):
+            raise JobFailedError(
+                f"the job {self.job_id} has not ended, and {document['status_reason']}", status=str(document["status"])
+            )
+        display.update(document)
+        time.sleep(_POLL_SECONDS)
+        return False
+
+    def raise_unless_complete(self, *, warn: bool = True) -> None:
+        """Raise what the job's final status stands for; warn about batches that failed."""
+        document = self.describe()
+        status = str(document["status"])
+        if status == "succeeded":
+            return
+        if status == "completed with failures":
+            if warn:
+                warnings.warn(_failures_message(document, self._environment), UserWarning, stacklevel=3)
+            return
+        error = {"stopped": JobStoppedError, "timed out": JobTimedOutError}.get(status, JobFailedError)
+        raise error(_failed_message(document, self._environment), status=status)
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _names(self) -> dict[str, str]:
+        return {"api_name": self.api_name, "job_id": self.job_id}
+
+    def _first_document(self) -> dict[str, Any]:
+        """Return the status document of a job that no coordinator has looked at."""
+        from cortex_dask.runtime.status import StatusBoard
+
+        document = StatusBoard(self.settings).document()
+        del document["coordinator"]
+        return document
+
+    def _in_background(self) -> bool:
+        return self._background is not None and self._background.running
+
+    def is_live(self, document: dict[str, Any] | None = None) -> bool:
+        """Whether somebody runs the job, or is about to."""
+        from cortex_dask.runtime.status import running_elsewhere
+
+        document = self.describe() if document is None else document
+        if self._in_background():
+            return True
+        if document["status"] in FINAL_STATUSES:
+            return False
+        if "coordinator" not in document:
+            created = parse_time(self.settings.created_time)
+            return created is not None and (datetime.now(UTC) - created).total_seconds() < _START_SECONDS
+        return running_elsewhere(document, "") is not None
+
+    def _is_abandoned(self, document: dict[str, Any]) -> bool:
+        return document["status"] not in FINAL_STATUSES and not self.is_live(document)
+
+    def _output(self, *, partial: bool) -> JobOutput:
+        from cortex_dask.io.ledger import Ledger
+        from cortex_dask.io.output import OutputDirectory
+        from cortex_dask.job_output import JobOutput
+
+        settings = self.settings.output
+        if settings is None:
+            raise InputError(f"the job {self.job_id} writes no output: give it an output directory to have one")
+        document = self.describe()
+        if document["status"] not in ("succeeded", "completed with failures") and not partial:
+            raise InputError(
+                f"the job {self.job_id} has no complete output: its status is {document['status']!r} after "
+                f"{Progress.from_status(document).batches_words()}. Wait for it or resume it, "
+                "or say partial=True for what is there by now"
+            )
+        parts = {
+            record.part.name: record.split
+            for record in Ledger(self._directory.store).records()
+            if record.part is not None
+        }
+        if partial:
+            published = OutputDirectory(settings, self.job_id).published()
+            parts = {name: split for name, split in parts.items() if name in published}
+        return JobOutput(settings, tuple(sorted(parts, key=parts.__getitem__)), self._directory.schema())
+
+
+def _failures_message(document: dict[str, Any], environment: str | None) -> str:
+    commands = dict(next_commands(document, environment=environment))
+    return (
+        f"the job {document['job_id']} completed, but {document['failed_batches']} batches failed for good and their "
+        f"rows are not in the output. Look at them with job.failures() or {commands['logs']} --level error; "
+        f"handle them again with job.retry_failed() or {commands['retry']}"
+    )
+
+
+def _failed_message(document: dict[str, Any], environment: str | None) -> str:
+    commands = dict(next_commands(document, environment=environment))
+    reason = str(document.get("status_reason") or "").strip().rstrip(".")
+    message = (
+        f"the job {document['job_id']} ended with the status {document['status']!r}{f': {reason}' if reason else ''}"
+    )
+    if "resume" in commands:
+        message += f". See its log with: {commands['logs']}. Go on with: {commands['resume']}"
+    return message
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

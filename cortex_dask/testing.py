@@ -1,0 +1,130 @@
+"""Running a handler in a user's own unit tests: in the calling thread, on data at hand, through the code of a job.
+
+::
+
+    from cortex_dask.testing import run_inline
+
+    def test_large_values_are_marked():
+        result = run_inline(Handler, [{"value": 1}, {"value": 9}], config={"threshold": 5}, batch_format="records")
+
+        assert result.to_pandas()["large"].tolist() == [False, True]
+        assert result.failures.empty
+
+Batching, conversion, the output's schema and the handling of failures are those of a job, so a handler that passes here
+does not meet them for the first time on a cluster. Breakpoints work.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from cortex_dask.client import Options
+
+__all__ = ["Result", "run_inline"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a handler made of the data.
+
+    Attributes
+    ----------
+    status : str
+        ``"succeeded"`` or ``"completed with failures"``.
+    table : pyarrow.Table
+        The rows that came back, in input order.
+    failures : pandas.DataFrame
+        A row for each batch that failed, as :meth:`cortex_dask.Job.failures` returns it.
+    logs : pandas.DataFrame
+        What the handler logged, as :meth:`cortex_dask.Job.logs` returns it.
+    description : dict
+        The job's status document.
+    """
+
+    status: str
+    table: pa.Table = field(repr=False)
+    failures: pd.DataFrame = field(repr=False)
+    logs: pd.DataFrame = field(repr=False)
+    description: dict[str, Any] = field(repr=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows that came back as a pandas DataFrame."""
+        frame: pd.DataFrame = self.table.to_pandas(ignore_metadata=True)
+        return frame
+
+    def to_pylist(self) -> list[dict[str, Any]]:
+        """Return the rows that came back as dicts."""
+        rows: list[dict[str, Any]] = self.table.to_pylist()
+        return rows
+
+
+def run_inline(
+    handler: type | str | Path,
+    data: pd.DataFrame | pa.Table | list[dict[str, Any]] | str | Path,
+    **options: Unpack[Options],
+) -> Result:
+    """Run a handler over data in the calling thread; nothing stays behind.
+
+    Parameters
+    ----------
+    handler : class, str or Path
+        What :func:`cortex_dask.run` takes: a class, a project directory or a ``cortex.yaml``.
+    data : DataFrame, pyarrow.Table, list of dict, str or Path
+        The rows, or where they are. A list of dicts is handled as a JSON-lines file is, all else as Parquet.
+    **options
+        The keywords of :func:`cortex_dask.run`; ``max_attempts`` is 1 unless it is given.
+
+    Returns
+    -------
+    Result
+        Also when batches failed: look at :attr:`Result.failures`.
+
+    Raises
+    ------
+    InputError
+        If something that was given cannot be used.
+    JobFailedError
+        If the handler does not load, or ``on_job_complete`` raises.
+    """
+    from cortex_dask import spec
+    from cortex_dask.client import create_directory
+    from cortex_dask.display import SilentDisplay
+    from cortex_dask.io.job_directory import JobDirectory
+    from cortex_dask.job import Job
+
+    given: dict[str, Any] = {"max_attempts": 1, **{name: value for name, value in options.items() if value is not None}}
+    with tempfile.TemporaryDirectory(prefix="cortex-dask-testing-") as folder:
+        source = _stored(data, Path(folder))
+        resolved = spec.resolve(handler, input=source, output=str(Path(folder) / "output"), **given)
+        directory = JobDirectory(str(Path(folder) / "job"))
+        create_directory(directory, resolved)
+        job = Job(directory.url, cluster="inline").start()
+        document = job.watch(SilentDisplay())
+        job.raise_unless_complete(warn=False)
+        logs = job.logs()
+        return Result(str(document["status"]), job.to_arrow(), job.failures(), logs, document)  # type: ignore[arg-type]  # not followed
+
+
+def _stored(data: Any, folder: Path) -> str:
+    """Write data where a job can read it, and return where."""
+    if isinstance(data, str | Path):
+        return str(data)
+    if isinstance(data, list):
+        import orjson
+
+        path = folder / "data.jsonl"
+        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in data))
+        return str(path)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / "data.parquet"
+    pq.write_table(data if isinstance(data, pa.Table) else pa.Table.from_pandas(data, preserve_index=False), path)
+    return str(path)
