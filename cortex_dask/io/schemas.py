@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
+import pyarrow.types as pt
 
 from cortex_dask.errors import DatasetError
 from cortex_dask.io.arrow_types import TypeConflictError, has_null, join_fields, plain
@@ -58,11 +59,19 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
     return pa.schema([field.remove_metadata() for field in fields.values()])
 
 
-def settle(tables: Sequence[pa.Table]) -> pa.Schema:
+def settle(tables: Sequence[pa.Table], *, final: bool = False) -> pa.Schema:
     """Settle the output's schema from the first tables, in input order.
 
     Types are the plain ones that every reader understands (see :func:`~cortex_dask.io.arrow_types.plain`), promoted
     across the tables as in :func:`unify`; every column may hold nulls; there is no metadata.
+
+    Parameters
+    ----------
+    tables : sequence of pyarrow.Table
+        What the first batches returned.
+    final : bool
+        Whether no more tables can be waited for. Until then a float column with nothing but nulls counts as unknown:
+        pandas has it for any column whose values are all missing. (If it is unknown to the end, it is a float column.)
 
     Raises
     ------
@@ -71,7 +80,7 @@ def settle(tables: Sequence[pa.Table]) -> pa.Schema:
     """
     fields: dict[str, pa.Field] = {}
     for table in tables:
-        schema = pa.schema([(field.name, plain(field.type)) for field in table.schema])
+        schema = pa.schema([(field.name, _settled_type(table, field, final)) for field in table.schema])
         try:
             _join_into(fields, schema, first=False)
         except TypeConflictError as conflict:
@@ -85,6 +94,14 @@ def settle(tables: Sequence[pa.Table]) -> pa.Schema:
 def is_settled(schema: pa.Schema) -> bool:
     """Tell whether every column has a type, that is none is (or holds) nothing but nulls so far."""
     return not any(has_null(field.type) for field in schema)
+
+
+def _settled_type(table: pa.Table, field: pa.Field, final: bool) -> pa.DataType:
+    if not final and pt.is_floating(field.type) and table.num_rows:
+        column = table.column(field.name)
+        if column.null_count == len(column):
+            return pa.null()
+    return plain(field.type)
 
 
 def _join_into(fields: dict[str, pa.Field], schema: pa.Schema, *, first: bool) -> None:
