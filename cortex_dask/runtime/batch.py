@@ -1,0 +1,249 @@
+"""Attempts at one batch: what ``handle_batch`` raises is tried again, what takes too much memory is tried in halves."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from cortex_dask.io.payload import rows_slice, to_payload
+from cortex_dask.io.reading import Batch
+from cortex_dask.io.results import to_table
+from cortex_dask.io.settings import JobSettings
+from cortex_dask.io.splits import BatchFormat, batch_id
+from cortex_dask.runtime import logs
+from cortex_dask.runtime.failures import Verdict, one_line
+from cortex_dask.runtime.handling import LoadedHandler
+from cortex_dask.runtime.history import BatchHistory, SplitHistory
+from cortex_dask.runtime.memory import is_out_of_memory, release_memory
+from cortex_dask.runtime.progress_cell import ProgressCell
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Attempts", "Work"]
+
+Fit = Callable[[list["pa.Table"]], list["pa.Table"]]
+Notify = Callable[[dict[str, Any]], None]
+
+_NOT_MADE = object()
+_PACKAGE = __name__.partition(".")[0]
+
+
+class OutOfMemoryError(Exception):
+    """One row alone takes too much memory; the cause is what the handler raised."""
+
+
+class Work:
+    """A batch on its way to the handler, with its payload made ahead by the reader thread.
+
+    A handler may change its payload, so every attempt gets a fresh one; the batch itself stays as it was read.
+
+    Parameters
+    ----------
+    batch : Batch
+        As it was read.
+    batch_format : str
+        What the handler wants.
+    """
+
+    __slots__ = ("_format", "_payload", "batch")
+
+    def __init__(self, batch: Batch, batch_format: BatchFormat) -> None:
+        self.batch = batch
+        self._format = batch_format
+        try:
+            self._payload = to_payload(batch.data, batch_format)
+        except Exception:  # noqa: BLE001 - it happens again in the attempt, and is reported there
+            self._payload = _NOT_MADE
+
+    def payload(self) -> Any:
+        """Return the whole batch as the handler wants it, not seen by any handler before."""
+        payload, self._payload = self._payload, _NOT_MADE
+        return to_payload(self.batch.data, self._format) if payload is _NOT_MADE else payload
+
+    def piece(self, start: int, stop: int) -> tuple[Any, Any]:
+        """Return some of the rows: as they were read, and as the handler wants them."""
+        self._payload = _NOT_MADE
+        data = rows_slice(self.batch.data, start, stop)
+        return data, to_payload(data, self._format)
+
+
+class Attempts:
+    """Handles batches, and decides what becomes of those that fail.
+
+    Parameters
+    ----------
+    handler : LoadedHandler
+        The handler.
+    settings : JobSettings
+        The job's.
+    origin : int
+        The number of the split that names the batches.
+    history : SplitHistory
+        What earlier processes met.
+    cell : ProgressCell
+        Where each call is noted.
+    notify : callable
+        Told of every failed attempt, so that it is not forgotten when the process dies over a later batch.
+    guard : type
+        What counts as raised by the handler: everything, in a process of its own.
+    """
+
+    def __init__(
+        self,
+        handler: LoadedHandler,
+        settings: JobSettings,
+        origin: int,
+        history: SplitHistory,
+        cell: ProgressCell,
+        notify: Notify,
+        guard: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+    ) -> None:
+        self._handler = handler
+        self._settings = settings
+        self._origin = origin
+        self._history = history.batches
+        self._cell = cell
+        self._notify = notify
+        self._guard = guard
+        output = settings.output
+        self._has_output = output is not None
+        self._keep: bool | tuple[str, ...] = output.keep if output is not None else False
+
+    def run(self, work: Work, fit: Fit, *, used: int = 0) -> list[pa.Table] | Verdict:
+        """Handle a batch until it succeeds or fails for good.
+
+        Parameters
+        ----------
+        work : Work
+            The batch.
+        fit : callable
+            Takes the rows that came back and returns them as they are written; what it raises is a failed attempt too.
+        used : int
+            Attempts that have failed in this process already.
+
+        Returns
+        -------
+        list of pyarrow.Table, or Verdict
+            The rows that came back, or why there are none.
+        """
+        index = work.batch.index
+        known = self._history.get(index) if self._history else None
+        before = known or BatchHistory()
+        if before.verdict is not None:
+            return before.verdict
+        identity = batch_id(self._settings.job_id, self._origin, index)
+        self._cell.begin_batch(index)
+        logs.set_batch(identity)
+        attempts = before.attempts + used
+        try:
+            while True:
+                try:
+                    tables = fit(self._attempt(work, identity, attempts + 1, before.rows_limit))
+                except self._guard as error:
+                    verdict, attempts = self._failed(index, error, attempts + 1), attempts + 1
+                else:
+                    if known is not None or attempts:
+                        self._notify({"type": "recovered", "batch": index})
+                    return tables
+                if verdict is not None:
+                    return verdict
+        finally:
+            logs.set_batch(None)
+
+    def _failed(self, index: int, error: BaseException, attempts: int) -> Verdict | None:
+        """Note a failed attempt; returns the verdict when it was the last."""
+        memory = isinstance(error, OutOfMemoryError)
+        shown = error.__cause__ if memory and error.__cause__ is not None else error
+        text = _traceback(shown)
+        most = self._settings.limits.max_attempts
+        final = memory or attempts >= most
+        verdict = Verdict("out of memory" if memory else "exception", one_line(shown), text, attempts)
+        what = "failed with a single row" if memory else f"failed (attempt {attempts} of {most})"
+        level = logging.ERROR if final else logging.WARNING
+        logs.logger.log(level, "batch %s: %s", what, verdict.error, extra={"exc_info": text})
+        self._notify(
+            {
+                "type": "failed attempt",
+                "batch": index,
+                "attempts": attempts,
+                "final": final,
+                "cause": verdict.cause,
+                "error": verdict.error,
+                "traceback": text,
+            }
+        )
+        return verdict if final else None
+
+    # one attempt ------------------------------------------------------------------------------------------------------
+
+    def _attempt(self, work: Work, identity: str, attempt: int, limit: int | None) -> list[pa.Table]:
+        """Handle all rows of a batch: at once, or in pieces where that has taken too much memory before."""
+        rows = work.batch.rows
+        limit = min(self._handler.rows_limit or rows, limit or rows, rows)
+        todo = [(start, min(start + limit, rows)) for start in range(0, rows, max(limit, 1))][::-1] or [(0, 0)]
+        smallest = limit
+        tables: list[pa.Table] = []
+        while todo:
+            start, stop = todo.pop()
+            table, problem = self._call(work, start, stop, identity, attempt)
+            if problem is not None:
+                if stop - start <= 1:
+                    raise OutOfMemoryError from problem
+                del problem  # with it go the frames that hold what filled the memory
+                release_memory()
+                middle = (start + stop) // 2
+                todo += [(middle, stop), (start, middle)]
+                smallest = min(smallest, stop - middle)
+                logs.logger.warning("out of memory with %d rows: trying again with %d", stop - start, stop - middle)
+            elif table is not None:
+                tables.append(table)
+        if smallest < rows and smallest < (self._handler.rows_limit or rows):
+            self._handler.rows_limit = smallest
+            self._notify({"type": "rows limit", "rows": smallest})
+        return tables
+
+    def _call(
+        self, work: Work, start: int, stop: int, identity: str, attempt: int
+    ) -> tuple[pa.Table | None, BaseException | None]:
+        """Handle some rows; returns what came back, or the exception that says that they took too much memory."""
+        rows = stop - start
+        try:
+            if rows == work.batch.rows:
+                data, payload = work.batch.data, work.payload()
+            else:
+                data, payload = work.piece(start, stop)
+            self._cell.begin_call(attempt, rows)
+            try:
+                result = self._handler.handle(payload, identity)
+            finally:
+                self._cell.end_call()
+            if result is None or not self._has_output:
+                return None, None
+            return to_table(result, data, rows, self._keep), None
+        except self._guard as error:
+            if not is_out_of_memory(error):
+                raise
+            if rows > 1:
+                error = error.with_traceback(None)
+                error.__context__ = error.__cause__ = None
+            return None, error
+
+
+def _traceback(error: BaseException) -> str:
+    """Return the traceback from where the handler's own code begins."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and _is_ours(trace):
+        trace = trace.tb_next
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace))
+    except Exception:  # noqa: BLE001 - of an exception whose __str__ raises
+        return "".join(traceback.format_tb(trace)) + one_line(error)
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    name = str(trace.tb_frame.f_globals.get("__name__", ""))
+    return name == _PACKAGE or name.startswith((f"{_PACKAGE}.runtime.", f"{_PACKAGE}.io."))

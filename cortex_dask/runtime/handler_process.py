@@ -1,0 +1,381 @@
+"""A handler process as its supervisor sees it: started, listened to, measured, killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+
+from cortex_dask.runtime.log_chunks import LogChunks
+from cortex_dask.runtime.logs import MAX_LINE, dropped, line
+from cortex_dask.runtime.messages import LOG, FrameReader, encode
+from cortex_dask.runtime.progress_cell import ProgressCell
+
+__all__ = ["HandlerProcess", "describe_exit", "slot_environment"]
+
+#: The package may be importable here and not there (a notebook's own path); its folder must not hide anybody's modules, so it
+#: comes last once the package itself is found.
+_BOOTSTRAP = """\
+import sys
+root = sys.argv.pop(1)
+sys.path[0] = root
+import cortex_dask
+del sys.path[0]
+root in sys.path or sys.path.append(root)
+from cortex_dask.runtime.process import main
+main()
+"""
+_ROOT = str(Path(__file__).parents[2])
+
+#: What BLAS, OpenMP and the libraries that bring their own threads look at when they are loaded.
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "POLARS_MAX_THREADS",
+)
+
+_READ = 1_048_576
+_TAIL = 200  # lines of native output that are remembered, for what they say of a crash
+_CHILDREN_SECONDS = 1.0  # between two looks at which processes the handler has started (a look goes through all of the host's)
+
+
+class HandlerProcess:
+    """One process, from its start to its end.
+
+    Parameters
+    ----------
+    environment : mapping
+        Its environment variables.
+    chunks : LogChunks
+        Takes its log.
+    labels : dict
+        For its log lines.
+    batch_id : callable
+        Turns the index of a batch of the running split into its id, for native output.
+
+    Attributes
+    ----------
+    inbox : queue.SimpleQueue
+        What the process says, and last of all ``{"type": "gone"}``.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        chunks: LogChunks,
+        labels: dict[str, str],
+        batch_id: Callable[[int], str | None],
+    ) -> None:
+        self._chunks = chunks
+        self._labels = labels
+        self._batch_id = batch_id
+        self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.gone = threading.Event()
+        self.tail: deque[str] = deque(maxlen=_TAIL)
+        self.ready = False
+        self.started = time.monotonic()
+        self.runs = 0
+        self._sending = threading.Lock()
+        self.cell, cell = ProgressCell.create()
+        events, events_there = os.pipe()
+        lifeline_there, self._lifeline = os.pipe()
+        try:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-c", _BOOTSTRAP, _ROOT, str(events_there), str(cell), str(lifeline_there)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(events_there, cell, lifeline_there),
+                env=dict(environment),
+                start_new_session=True,  # its own group, so that all that it starts can be killed with it
+                bufsize=0,
+            )
+        except BaseException:
+            os.close(events)
+            os.close(self._lifeline)
+            self.cell.close()
+            raise
+        finally:
+            for descriptor in (events_there, cell, lifeline_there):
+                os.close(descriptor)
+        self.pid = self._popen.pid
+        self._memory = _Memory(self.pid)
+        pump = threading.Thread(target=self._pump, args=(events,), name=f"cortex-dask-pump-{self.pid}", daemon=True)
+        pump.start()
+
+    def send(self, command: dict[str, Any]) -> None:
+        """Tell the process to do something; if it is gone, the inbox says so."""
+        assert self._popen.stdin is not None
+        data = memoryview(encode(command))
+        with self._sending, contextlib.suppress(OSError, ValueError):
+            while data:
+                data = data[self._popen.stdin.write(data) or 0 :]
+
+    def memory(self) -> int:
+        """Return the resident bytes of the process and of those that it has started."""
+        return self._memory.measure()
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended: its exit code, or minus the signal's number; None while it lives."""
+        return self._popen.returncode if self.gone.is_set() else None
+
+    def traceback(self, seconds: float = 1.0) -> str | None:
+        """Ask a process that hangs where it is; returns what it says within some time."""
+        before = len(self.tail)
+        self.tail.clear()
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGUSR2)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.gone.is_set():
+            before = len(self.tail)
+            self.gone.wait(0.05)
+            if before and len(self.tail) == before:
+                break
+        return self.last_words()
+
+    def last_words(self) -> str | None:
+        """Return the traceback that the interpreter wrote when it was killed or asked, else the last native output."""
+        lines = list(self.tail)
+        current = [n for n, text in enumerate(lines) if text.startswith(("Current thread", "Fatal Python error"))]
+        if not current:
+            return "\n".join(lines[-20:]) or None
+        first = current[0] if lines[current[0]].startswith("Fatal") else current[-1]
+        last = next((n for n in range(current[-1] + 1, len(lines)) if not lines[n].startswith("  ")), len(lines))
+        return "\n".join(lines[first:last])
+
+    def terminate(self, grace: float) -> None:
+        """Ask it to end, and kill it when it has not after some seconds."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.pid, signal.SIGTERM)
+        if not self.gone.wait(grace):
+            self.kill()
+
+    def kill(self) -> None:
+        """Kill it and all that it has started."""
+        family = self._memory.family()
+        with contextlib.suppress(OSError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for process in family[1:]:  # those that have left the group
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.gone.wait(5.0)
+
+    def close(self) -> None:
+        """Ask it to leave in good order; returns at once, see :attr:`gone`."""
+        self.send({"type": "close"})
+
+    # listening --------------------------------------------------------------------------------------------------------
+
+    def _pump(self, events: int) -> None:
+        """Take in what the process writes, until it has ended and nothing is left."""
+        assert self._popen.stdout is not None
+        assert self._popen.stderr is not None
+        frames = FrameReader()
+        native = {self._popen.stdout.fileno(): _Lines(), self._popen.stderr.fileno(): _Lines()}
+        streams = {events, *native}
+        ending = _watch_exit(self.pid)
+        poll = select.poll()
+        for descriptor in (*streams, *([ending] if ending is not None else [])):
+            os.set_blocking(descriptor, False)
+            poll.register(descriptor, select.POLLIN)
+        ended = False
+        while not ended:
+            ready = [descriptor for descriptor, _ in poll.poll(None if ending is not None else 100)]
+            ended = ending in ready or (ending is None and self._popen.poll() is not None)
+            if ended:
+                with contextlib.suppress(OSError):
+                    os.killpg(self.pid, signal.SIGKILL)  # what it has left behind; not reaped yet, so the number is its own
+                self._popen.wait()
+                ready = list(streams)  # a descendant that got away may hold them open, so their end is not waited for
+            for descriptor in ready:
+                if descriptor in streams and not self._take(descriptor, events, frames, native):
+                    streams.discard(descriptor)
+                    poll.unregister(descriptor)
+        for lines in native.values():
+            self._native(lines.rest())
+        for descriptor in (events, self._lifeline, *([ending] if ending is not None else [])):
+            os.close(descriptor)
+        for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
+            if pipe is not None:
+                with self._sending, contextlib.suppress(OSError):
+                    pipe.close()
+        self.gone.set()
+        self.inbox.put({"type": "gone"})
+
+    def _take(self, descriptor: int, events: int, frames: FrameReader, native: dict[int, _Lines]) -> bool:
+        """Read what is there; returns False when nothing more will come."""
+        while True:
+            try:
+                data = os.read(descriptor, _READ)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            if descriptor == events:
+                for kind, body in frames.feed(data):
+                    if kind == LOG:
+                        self._chunks.add(body)
+                    else:
+                        self.inbox.put(orjson.loads(body))
+            else:
+                self._native(native[descriptor].feed(data))
+            if len(data) < 65_536:
+                return True
+
+    def _native(self, lines: list[bytes]) -> None:
+        """Put what was written to the native streams into the log."""
+        for data in lines:
+            if len(data) > MAX_LINE:
+                self._chunks.add(self._line("WARNING", dropped(len(data))))
+            elif data.startswith(b'{"asctime":') and _is_json(data):
+                self._chunks.add(data)  # a record of a process that the handler forked
+            else:
+                text = data.decode(errors="backslashreplace").rstrip("\r").rpartition("\r")[2]
+                self.tail.append(text)
+                if text:
+                    self._chunks.add(self._line("INFO", text))
+
+    def _line(self, level: str, message: str) -> bytes:
+        index = self.cell.read().batch
+        batch_id = None if index is None else self._batch_id(index)
+        return line(level, message, self._labels, batch_id=batch_id, process=self.pid)
+
+
+class _Lines:
+    """Bytes of a native stream, line by line."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skipped = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE:  # longer than any line may be: only its length counts
+            lines.append(self._rest)
+            self._rest = b""
+        return lines
+
+    def rest(self) -> list[bytes]:
+        rest, self._rest = self._rest, b""
+        return [rest] if rest else []
+
+
+class _Memory:
+    """The resident memory of a process and its descendants."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._family: list[psutil.Process] = []
+        self._looked = -_CHILDREN_SECONDS
+
+    def measure(self) -> int:
+        """Return the bytes; 0 when the process is gone."""
+        if time.monotonic() - self._looked > _CHILDREN_SECONDS:
+            self.family()
+        total = 0
+        for process in self._family:
+            with contextlib.suppress(psutil.Error, OSError):
+                total += process.memory_info().rss
+        return total
+
+    def family(self) -> list[psutil.Process]:
+        """Return the process and its descendants."""
+        self._looked = time.monotonic()
+        try:
+            process = psutil.Process(self._pid)
+            self._family = [process, *process.children(recursive=True)]
+        except (psutil.Error, OSError):
+            self._family = self._family[:1]
+        return self._family
+
+
+def slot_environment(
+    inherited: Mapping[str, str], wanted: Mapping[str, str], *, cpu: float, gpu: float, slot: int
+) -> dict[str, str]:
+    """Return the environment variables of a slot's process.
+
+    Parameters
+    ----------
+    inherited : mapping
+        Those of the worker.
+    wanted : mapping
+        ``handler.env``, which always counts.
+    cpu : float
+        Threads for numeric libraries: set unless the user has set them. A worker's nanny sets them to 1, so a slot with more than
+        one core does not take the inherited number.
+    gpu : float
+        Devices of a slot; less than one: slots share a device.
+    slot : int
+        The slot's number on this worker, from 0.
+    """
+    environment = {**inherited}
+    threads = max(int(cpu), 1)
+    for name in _THREAD_VARIABLES:
+        if name not in inherited or threads > 1:
+            environment[name] = str(threads)
+    if gpu > 0:
+        environment["CUDA_VISIBLE_DEVICES"] = _devices(inherited.get("CUDA_VISIBLE_DEVICES"), gpu, slot)
+        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # so that numbers mean the same as in nvidia-smi
+    environment.pop("PYTHONSTARTUP", None)
+    return {**environment, **wanted}
+
+
+def _devices(visible: str | None, gpu: float, slot: int) -> str:
+    if gpu < 1:
+        numbers = [slot // max(int(1 / gpu + 1e-9), 1)]
+    else:
+        count = -int(-gpu // 1)
+        numbers = list(range(slot * count, (slot + 1) * count))
+    devices = [name.strip() for name in visible.split(",") if name.strip()] if visible else []
+    return ",".join(devices[number % len(devices)] if devices else str(number) for number in numbers)
+
+
+def describe_exit(returncode: int | None) -> str:
+    """Return how a process ended, for people."""
+    if returncode is None:
+        return "ended"
+    if returncode >= 0:
+        return f"exited with code {returncode}"
+    number = -returncode
+    try:
+        name, words = signal.Signals(number).name, (signal.strsignal(number) or "").lower()
+    except ValueError:
+        return f"was killed by signal {number}"
+    if number == signal.SIGKILL:
+        return "was killed by SIGKILL (perhaps by the kernel, because the machine had no memory left)"
+    return f"was killed by {name} ({words})" if words else f"was killed by {name}"
+
+
+def _watch_exit(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when the process ends, where the system has such a thing."""
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):
+            return os.pidfd_open(pid)
+    return None
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return True

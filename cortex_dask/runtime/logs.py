@@ -1,0 +1,316 @@
+"""Structured logging in the handler process: every record, print and warning becomes one line of JSON.
+
+    from cortex_dask import logger
+
+    logger.info("completed processing batch", extra={"confidence": 0.97})
+
+gives ``{"asctime": "2021-01-19 15:14:05,291", "levelname": "INFO", "message": "completed processing batch", "process": 235,
+"batch_id": "…", "confidence": 0.97, "labels": {…}}``. The keys of ``extra`` stand in the line itself; ``asctime, levelname, message,
+process`` and ``labels`` are reserved and never overridden. Times are UTC.
+
+The lines go to the supervisor, which stores them (:mod:`cortex_dask.runtime.log_chunks`), so that the last ones before a
+crash are kept. Outside of a handler process :data:`logger` is a plain logger.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TextIO
+
+import orjson
+
+__all__ = ["MAX_LINE", "BatchLogger", "current_batch", "install", "line", "logger", "set_batch"]
+
+#: Longer lines are dropped, and the drop is logged.
+MAX_LINE = 5 * 1024 * 1024
+
+_RESERVED = frozenset({"asctime", "levelname", "message", "process", "labels"})
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"asctime", "message", "extra_fields", "taskName"}
+_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+_TEXT_LIMIT = 65_536  # characters of a printed line that may wait for its line feed
+
+_batch_id: str | None = None
+_recorders: list[StreamRecorder] = []
+
+
+# lines --------------------------------------------------------------------------------------------------------------
+
+
+def line(
+    level: str,
+    message: str,
+    labels: Mapping[str, str],
+    *,
+    batch_id: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    process: int | None = None,
+    created: float | None = None,
+) -> bytes:
+    """Return one line of JSON, without a line feed.
+
+    Values of ``extra`` that JSON does not know are written as text; none of them can make the line fail.
+    """
+    created = time.time() if created is None else created
+    milliseconds = int(created * 1000) % 1000
+    value: dict[str, Any] = {
+        "asctime": f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(created))},{milliseconds:03d}",
+        "levelname": level,
+        "message": message,
+        "process": os.getpid() if process is None else process,
+    }
+    if batch_id is not None:
+        value["batch_id"] = batch_id
+    if extra:
+        value.update((str(key), item) for key, item in extra.items() if str(key) not in _RESERVED)
+    value["labels"] = labels
+    return _dumps(value)
+
+
+def _dumps(value: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(value, default=_text, option=_OPTIONS)
+    except Exception:  # noqa: BLE001 - huge integers, lone surrogates, cycles, a __str__ that raises: try it key by key
+        return b"{" + b",".join(_pair(key, item) for key, item in value.items()) + b"}"
+
+
+def _pair(key: str, item: Any) -> bytes:
+    name = json.dumps(key).encode()
+    try:
+        return name + b":" + orjson.dumps(item, default=_text, option=_OPTIONS)
+    except Exception:  # noqa: BLE001 - as above
+        try:
+            return name + b":" + json.dumps(item, default=_text, allow_nan=False).encode()
+        except Exception:  # noqa: BLE001 - as above
+            return name + b":" + json.dumps(_text(item)).encode()
+
+
+def _text(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - whatever a user's __str__ does, the line is written
+        return f"<{type(value).__name__}>"
+
+
+# the logger ---------------------------------------------------------------------------------------------------------
+
+
+class BatchLogger(logging.Logger):
+    """A logger that takes any key in ``extra``; the standard one raises for ``message``, ``process``, ``name`` and others."""
+
+    def makeRecord(  # noqa: N802 - named by the standard library
+        self,
+        name: str,
+        level: int,
+        fn: str,
+        lno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        extra: Mapping[str, object] | None = None,
+        sinfo: str | None = None,
+    ) -> logging.LogRecord:
+        """Make a record; what ``extra`` must not overwrite is kept beside."""
+        harmless = {key: value for key, value in (extra or {}).items() if key not in _STANDARD}
+        record = super().makeRecord(name, level, fn, lno, msg, args, exc_info, func, harmless, sinfo)
+        record.extra_fields = dict(extra or {})
+        return record
+
+
+def _make_logger(name: str) -> logging.Logger:
+    standard = logging.getLoggerClass()
+    logging.setLoggerClass(BatchLogger)
+    try:
+        return logging.getLogger(name)
+    finally:
+        logging.setLoggerClass(standard)
+
+
+#: What ``from cortex_internal.lib.log import logger`` and ``cortex_dask.logger`` give.
+logger = _make_logger("cortex")
+
+
+# in the handler process ---------------------------------------------------------------------------------------------
+
+
+def set_batch(batch_id: str | None) -> None:
+    """Say which batch the lines from now on belong to."""
+    global _batch_id
+    for recorder in _recorders:
+        if recorder.pending:
+            recorder.finish_line()
+    _batch_id = batch_id
+
+
+def current_batch() -> str | None:
+    """Return the id of the batch in hand."""
+    return _batch_id
+
+
+class JsonHandler(logging.Handler):
+    """Hands each record on as a line of JSON.
+
+    Parameters
+    ----------
+    send : callable
+        Takes the line.
+    labels : mapping
+        What identifies the job and the worker.
+    """
+
+    def __init__(self, send: Callable[[bytes], None], labels: Mapping[str, str]) -> None:
+        super().__init__()
+        self._send = send
+        self._labels = dict(labels)
+        self._formatter = logging.Formatter()
+
+    def createLock(self) -> None:  # noqa: N802 - named by the standard library
+        """Have no lock: the pipe has one, and a forked child must not inherit this one while it is held."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; nothing that is wrong with it breaks the batch."""
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - "%d" with text, say: the arguments are shown as they are
+            message = f"{_text(record.msg)} {_text(record.args)}"
+        self.write(record.levelname, message, self._extra(record), record.created)
+
+    def write(
+        self, level: str, message: str, extra: Mapping[str, Any] | None = None, created: float | None = None
+    ) -> None:
+        """Write a line, or say that it was too long."""
+        data = line(level, message, self._labels, batch_id=_batch_id, extra=extra, created=created)
+        if len(data) > MAX_LINE:
+            data = line("WARNING", dropped(len(data)), self._labels, batch_id=_batch_id)
+        self._send(data)
+
+    def _extra(self, record: logging.LogRecord) -> dict[str, Any]:
+        extra: dict[str, Any] | None = getattr(record, "extra_fields", None)
+        if extra is None:
+            extra = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+        if record.exc_info and record.exc_info[0] is not None:
+            extra = {**extra, "exc_info": self._formatter.formatException(record.exc_info)}
+        if record.stack_info:
+            extra = {**extra, "stack_info": record.stack_info}
+        return extra
+
+
+def dropped(size: int) -> str:
+    """Return the message that stands for a line that was too long."""
+    return f"a log line of {size:,} bytes was dropped: a line may have {MAX_LINE:,}"
+
+
+class StreamRecorder(io.TextIOBase):
+    """Stands for ``sys.stdout`` or ``sys.stderr``: each line that is printed becomes a record.
+
+    Parameters
+    ----------
+    write_line : callable
+        Takes a printed line.
+    descriptor : int
+        The native stream, for those who ask for :meth:`fileno` or ``buffer``.
+    """
+
+    def __init__(self, write_line: Callable[[str], None], descriptor: int) -> None:
+        self._write_line = write_line
+        self._descriptor = descriptor
+        self._lock = threading.RLock()
+        self.pending = ""
+        self.buffer = os.fdopen(os.dup(descriptor), "wb", buffering=0)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # the base class has an attribute there
+        """Return ``utf-8``."""
+        return "utf-8"
+
+    @property
+    def errors(self) -> str:  # type: ignore[override]  # as above
+        """Return how text that cannot be encoded is written."""
+        return "backslashreplace"
+
+    def fileno(self) -> int:
+        """Return the native stream's descriptor; what is written there is in the log as well."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Return False."""
+        return False
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Take text; each whole line is a record. A carriage return starts its line anew, as progress bars do."""
+        with self._lock:
+            if "\n" not in text and len(self.pending) + len(text) <= _TEXT_LIMIT:
+                self.pending += text
+                return len(text)
+            *lines, rest = (self.pending + text).split("\n")
+            self.pending = rest
+            for item in lines:
+                self._record(item)
+            if len(self.pending) > _TEXT_LIMIT:
+                self.finish_line()
+        return len(text)
+
+    def finish_line(self) -> None:
+        """Record what waits for its line feed."""
+        with self._lock:
+            item, self.pending = self.pending, ""
+            self._record(item)
+
+    def _record(self, item: str) -> None:
+        item = item.rstrip("\r").rpartition("\r")[2]
+        if item:
+            self._write_line(item)
+
+
+def install(send: Callable[[bytes], None], labels: Mapping[str, str], level: str) -> None:
+    """Turn everything that this process logs, prints or warns of into lines of JSON; once, in the handler process.
+
+    Parameters
+    ----------
+    send : callable
+        Takes each line, from any thread.
+    labels : mapping
+        What identifies the job and the worker.
+    level : str
+        ``debug``, ``info``, ``warning`` or ``error``.
+    """
+    owner = os.getpid()
+
+    def send_or_print(data: bytes) -> None:
+        # A process that the handler forked must not write into the pipe of frames; the supervisor knows such lines again.
+        if os.getpid() == owner:
+            send(data)
+        else:
+            os.write(2, data + b"\n")
+
+    handler = JsonHandler(send_or_print, labels)
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.captureWarnings(True)
+    out, err = (StreamRecorder(lambda text: handler.write("INFO", text), number) for number in (1, 2))
+    _recorders[:] = [out, err]
+    sys.stdout, sys.stderr = _as_text(out), _as_text(err)
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc, assignment]  # for those who write there directly
+    faulthandler.enable(file=2)
+
+
+def finish_lines(recorders: Iterable[StreamRecorder] | None = None) -> None:
+    """Record what was printed without a line feed."""
+    for recorder in _recorders if recorders is None else recorders:
+        recorder.finish_line()
+
+
+def _as_text(recorder: StreamRecorder) -> TextIO:
+    return recorder  # type: ignore[return-value]  # it is what TextIO describes, short of inheriting from it

@@ -1,0 +1,235 @@
+"""The output of one attempt at a split: its schema found, its rows written to a staged part."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from cortex_dask.io.job_directory import decode_schema, encode_schema
+from cortex_dask.io.output import staging_prefix
+from cortex_dask.io.schemas import conform, is_settled, settle
+from cortex_dask.io.settings import OutputSettings
+from cortex_dask.io.splits import part_name
+from cortex_dask.runtime.channel import Aborted, Channel
+from cortex_dask.runtime.progress_cell import Phase, ProgressCell
+
+if TYPE_CHECKING:
+    from cortex_dask.io.store import Store
+    from cortex_dask.io.writing import PartWriter
+    from cortex_dask.runtime.batch import Work
+
+__all__ = ["Gathering", "NeedsSchema", "SchemaSource", "StagedPart", "staged_name"]
+
+_MOST_BATCHES = 64  # that are looked at for a schema: a column that is null in all of them stays a column of nulls
+_MOST_ROWS = 100_000
+
+
+class NeedsSchema(Exception):  # noqa: N818 - an outcome, not a fault
+    """There is output, but nobody has settled a schema; ``schema`` is what the first rows make of it."""
+
+    def __init__(self, schema: str) -> None:
+        super().__init__(schema)
+        self.schema = schema
+
+
+class SchemaSource(Protocol):
+    """Whoever is asked which schema the job's output has."""
+
+    def propose(self, schema: str) -> None:
+        """Say what this split's first rows make of it (base64 of Arrow IPC)."""
+
+    def answer(self, *, wait: bool) -> str | None:
+        """Return the schema that was settled; None while there is none (after some time, when waiting).
+
+        Raises
+        ------
+        NeedsSchema
+            When waiting was in vain.
+        """
+
+
+def staged_name(job_id: str, split: int, attempt_id: str) -> str:
+    """Return where an attempt writes its part, relative to the output directory."""
+    return f"{staging_prefix(job_id)}/{split:06d}-{attempt_id}"
+
+
+class Gathering:
+    """The first batches of a split while the job has no output schema.
+
+    What is proposed depends on the rows only: on the first batches that settle the type of every column, 64 of them at most. While
+    the answer is on its way, handling goes on.
+
+    Parameters
+    ----------
+    source : SchemaSource
+        Who knows the schema.
+    cell : ProgressCell
+        Says when this process waits.
+    """
+
+    def __init__(self, source: SchemaSource, cell: ProgressCell) -> None:
+        self._source = source
+        self._cell = cell
+        self._candidate: pa.Schema | None = None
+        self._proposed: str | None = None
+        self._rows = 0
+        self.held: list[tuple[Work, list[pa.Table]]] = []
+
+    def fit(self, tables: list[pa.Table]) -> list[pa.Table]:
+        """Check that rows have types in common with those before; the batch fails if not."""
+        known = [] if self._candidate is None else [self._candidate.empty_table()]
+        tables = [table for table in tables if table.num_columns]
+        if tables:
+            self._candidate = settle([*known, *tables])
+        return tables
+
+    def hold(self, work: Work, tables: list[pa.Table]) -> pa.Schema | None:
+        """Keep a batch's rows; returns the schema when it is settled."""
+        self.held.append((work, tables))
+        self._rows += sum(table.num_rows for table in tables)
+        full = len(self.held) >= _MOST_BATCHES or self._rows >= _MOST_ROWS
+        if self._proposed is None and self._rows and self._candidate is not None:
+            if not full and not is_settled(self._candidate):
+                return None
+            self._propose(self._candidate)
+        return self._answer(wait=full) if self._proposed is not None else None
+
+    def end(self) -> pa.Schema | None:
+        """Return the schema that is settled for what is held, waiting for it; None if there are no rows."""
+        if not self._rows or self._candidate is None:
+            return None
+        if self._proposed is None:
+            self._propose(self._candidate)
+        return self._answer(wait=True)
+
+    def _propose(self, schema: pa.Schema) -> None:
+        self._proposed = encode_schema(schema)
+        self._source.propose(self._proposed)
+
+    def _answer(self, *, wait: bool) -> pa.Schema | None:
+        answer = self._source.answer(wait=False)
+        if answer is None and wait:
+            self._cell.set_phase(Phase.WAITING)
+            answer = self._source.answer(wait=True)
+            self._cell.set_phase(Phase.RUNNING)
+            if answer is None:
+                raise NeedsSchema(self._proposed or "")
+        return None if answer is None else decode_schema(answer)
+
+
+class StagedPart:
+    """The part that an attempt writes, begun with the first row.
+
+    Parameters
+    ----------
+    store : Store
+        The output directory.
+    settings : OutputSettings
+        The format.
+    job_id, split, attempt_id
+        Name it.
+    cell : ProgressCell
+        Counts what is written.
+    threaded : bool
+        Whether a thread of its own encodes and uploads.
+    limit : int
+        Bytes that may wait for that thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: OutputSettings,
+        job_id: str,
+        split: int,
+        attempt_id: str,
+        cell: ProgressCell,
+        *,
+        threaded: bool,
+        limit: int,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._name = part_name(job_id, split, settings.suffix)
+        self._staged = staged_name(job_id, split, attempt_id)
+        self._cell = cell
+        self._threaded = threaded
+        self._limit = limit
+        self._writer: PartWriter | None = None
+        self._channel: Channel[pa.Table] | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.schema: pa.Schema | None = None
+        self.rows = 0
+
+    def write(self, tables: list[pa.Table]) -> None:
+        """Append rows that have the schema."""
+        for table in tables:
+            if table.num_rows:
+                self.rows += table.num_rows
+                if self._threaded:
+                    self._hand_over(table)
+                else:
+                    self._encode([table])
+
+    def close(self) -> dict[str, Any] | None:
+        """Write the rest; returns the part, staged and durable, or None where no row came back."""
+        if self._channel is not None and self._thread is not None:
+            self._channel.end()
+            self._thread.join()
+            if self._error is not None:
+                raise self._error
+        if self._writer is None:
+            return None
+        rows, size = self._writer.close()
+        return {"name": self._name, "staged": self._staged, "rows": rows, "bytes": size}
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        if self._channel is not None:
+            self._channel.abort()
+        if self._thread is not None:
+            self._thread.join()
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _hand_over(self, table: pa.Table) -> None:
+        if self._channel is None:
+            self._channel = Channel(self._limit)
+            self._thread = threading.Thread(target=self._run, name="cortex-dask-writer", daemon=True)
+            self._thread.start()
+        try:
+            self._channel.put(table, table.nbytes)
+        except Aborted:
+            raise (self._error or RuntimeError("the writer thread ended")) from None
+
+    def _run(self) -> None:
+        assert self._channel is not None
+        try:
+            while tables := self._channel.take():
+                self._encode(tables)
+                self._cell.count_written(len(tables))
+        except Aborted:
+            return
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            self._error = error
+            self._channel.abort()
+
+    def _encode(self, tables: list[pa.Table]) -> None:
+        if self._writer is None:
+            from cortex_dask.io.writing import PartWriter
+
+            assert self.schema is not None
+            self._writer = PartWriter(self._store, self._staged, self._settings, self.schema)
+        self._writer.write(tables[0] if len(tables) == 1 else pa.concat_tables(tables))
+
+
+Fit = Callable[[list[pa.Table]], list[pa.Table]]
+
+
+def fitting(schema: pa.Schema) -> Fit:
+    """Return what brings rows to a settled schema."""
+    return lambda tables: [conform(table, schema) for table in tables if table.num_columns]
