@@ -59,7 +59,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def has_null(kind: pa.DataType) -> bool:
-    """Tell whether the type is, or holds, the null type."""
+    """Tell whether the type is, or holds, the null type (or a struct without fields, from empty dicts only)."""
     if pt.is_null(kind):
         return True
     if is_list(kind):
@@ -67,7 +67,7 @@ def has_null(kind: pa.DataType) -> bool:
     if pt.is_map(kind):
         return has_null(kind.key_type) or has_null(kind.item_type)
     if pt.is_struct(kind):
-        return any(has_null(kind.field(index).type) for index in range(kind.num_fields))
+        return kind.num_fields == 0 or any(has_null(field.type) for field in kind)
     if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
         return has_null(kind.value_type)
     return False

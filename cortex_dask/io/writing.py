@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import pyarrow as pa
 
-from cortex_dask.io.conforming import conform
+from cortex_dask.errors import CortexDaskError
+from cortex_dask.io.conforming import SchemaError, conform
 from cortex_dask.io.json_text import json_lines
 from cortex_dask.io.settings import OutputSettings
-from cortex_dask.io.store import StagedFile, Store
+from cortex_dask.io.store import StagedFile, Store, explain
 
 __all__ = ["PartWriter"]
 
@@ -42,6 +45,13 @@ class PartWriter:
         Format and compression.
     schema : pyarrow.Schema
         The job's settled output schema; every table is fitted to it without loss.
+
+    Raises
+    ------
+    SchemaError
+        If the format has no form for a type of the schema.
+    StorageError
+        If the store cannot be written; so do :meth:`write` and :meth:`close`.
     """
 
     def __init__(self, output: Store, staged_name: str, settings: OutputSettings, schema: pa.Schema) -> None:
@@ -54,7 +64,14 @@ class PartWriter:
         self._done: tuple[int, int] | None = None
         try:
             make = _ParquetEncoder if settings.format == "parquet" else _JsonEncoder
-            self._encoder: _Encoder = make(self._staged, schema, settings.compression)
+            with _explaining(self._staged.url):
+                self._encoder: _Encoder = make(self._staged, schema, settings.compression)
+        except pa.ArrowNotImplementedError as error:
+            self._staged.discard()
+            raise SchemaError(
+                f"the output's schema cannot be written as {settings.format} ({error}): return such values as text, "
+                f"or write the output as JSON"
+            ) from None
         except BaseException:
             self._staged.discard()
             raise
@@ -84,7 +101,8 @@ class PartWriter:
         if self._done is None:
             try:
                 self._flush()
-                self._encoder.finish()
+                with _explaining(self._staged.url):
+                    self._encoder.finish()
                 self._done = self.rows, self._staged.commit()
             except BaseException:
                 self.discard()
@@ -116,10 +134,22 @@ class PartWriter:
         pieces = max(-(-self._pending_rows // _GROUP_ROWS), -(-self._pending_bytes // _GROUP_BYTES), 1)
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
         try:
-            self._encoder.write(table, -(-table.num_rows // pieces))
+            with _explaining(self._staged.url):
+                self._encoder.write(table, -(-table.num_rows // pieces))
         except BaseException:
             self.discard()
             raise
+
+
+@contextlib.contextmanager
+def _explaining(url: str) -> Iterator[None]:
+    """Give the errors of a file that Arrow writes itself the words that every store has for them."""
+    try:
+        yield
+    except CortexDaskError:
+        raise
+    except OSError as error:
+        raise explain(error, url) from error
 
 
 class _Encoder(Protocol):
@@ -150,10 +180,8 @@ class _ParquetEncoder:
     def abandon(self) -> None:
         # The writer is not closed: that would write a footer. An error of the sink is that of bytes nobody wants.
         self._writer.is_open = False
-        try:
+        with contextlib.suppress(OSError):
             self._sink.close()
-        except OSError:
-            pass
 
 
 class _JsonEncoder:
