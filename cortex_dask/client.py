@@ -27,6 +27,7 @@ __all__ = ["Client", "Options", "attend", "create_directory", "run", "submit"]
 
 Target = type | str | Path
 Input = str | Path | Sequence[str | Path]
+Output = str | Path | Mapping[str, Any]
 
 _READERS = 16  # concurrent reads of status documents: hides the latency of object stores
 #: Settings that two submissions of the same job may differ in.
@@ -104,7 +105,7 @@ class Client:
         self,
         target: Target,
         input: Input | None = None,
-        output: str | Path | None = None,
+        output: Output | None = None,
         *,
         cluster: str | Cluster | None = None,
         progress: bool = True,
@@ -122,7 +123,7 @@ class Client:
         self,
         target: Target,
         input: Input | None = None,
-        output: str | Path | None = None,
+        output: Output | None = None,
         *,
         cluster: str | Cluster | None = None,
         **options: Unpack[Options],
@@ -134,7 +135,7 @@ class Client:
         self,
         target: Target,
         source: Input | None,
-        output: str | Path | None,
+        output: Output | None,
         *,
         cluster: str | Cluster | None,
         options: Options,
@@ -148,7 +149,7 @@ class Client:
             job.start(display=display)
         return job
 
-    def resolve(self, target: Target, source: Input | None, output: str | Path | None, options: Options) -> ResolvedJob:
+    def resolve(self, target: Target, source: Input | None, output: Output | None, options: Options) -> ResolvedJob:
         """Check a submission and pack its project; nothing is written."""
         from cortex_dask import spec
 
@@ -266,7 +267,7 @@ class Client:
 def run(
     target: Target,
     input: Input | None = None,
-    output: str | Path | None = None,
+    output: Output | None = None,
     *,
     cluster: str | Cluster | None = None,
     env: str | None = None,
@@ -286,8 +287,9 @@ def run(
         A class ``Handler`` (one defined in the notebook works), a project directory, or its ``cortex.yaml``.
     input : str, Path or list of them, optional
         Files, directories or globs, as local paths or URLs. None: what ``cortex.yaml`` says.
-    output : str or Path, optional
-        A directory, as a local path or URL. None: what ``cortex.yaml`` says; without any the job writes no rows.
+    output : str, Path or mapping, optional
+        A directory, as a local path or URL; or a mapping with the keys ``path``, ``format`` (parquet or json), ``schema``,
+        ``compression``. None: what ``cortex.yaml`` says; without any the job writes no rows.
     batch_size : int
         Rows in a batch.
     batch_format : {"pandas", "pyarrow", "polars", "numpy", "records"}
@@ -345,7 +347,7 @@ def run(
 def submit(
     target: Target,
     input: Input | None = None,
-    output: str | Path | None = None,
+    output: Output | None = None,
     *,
     cluster: str | Cluster | None = None,
     env: str | None = None,

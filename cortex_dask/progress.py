@@ -73,16 +73,14 @@ class Progress:
     @classmethod
     def from_status(cls, document: Mapping[str, Any], *, now: datetime | None = None) -> Progress:
         """Read the status document; whatever it lacks counts as not known yet."""
-        failed = int(document.get("failed_batches") or 0)
-        done = int((document.get("batch_metrics") or {}).get("succeeded") or 0) + failed
         total = document.get("total_batch_count")
         started, ended = parse_time(document.get("start_time")), parse_time(document.get("end_time"))
         return cls(
             status=str(document.get("status", "enqueuing")),
-            batches_done=done,
+            batches_done=int(document.get("batches_done") or 0),
             batches_total=None if total is None else int(total),
             exact=bool(document.get("total_batch_count_exact", True)),
-            failed_batches=failed,
+            failed_batches=int(document.get("failed_batches") or 0),
             rows_in=int(document.get("rows_in") or 0),
             rows_out=int(document.get("rows_out") or 0),
             rows_per_second=float(document.get("rows_per_second") or 0.0),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import orjson
 
 __all__ = [
     "api_argument",
@@ -69,20 +68,16 @@ def _names(option: str, text: str) -> list[str]:
     return names
 
 
-def max_failed(text: str | None) -> float | None:
-    """Return a number of batches, or a share below 1 for ``5%``."""
-    if text is None:
-        return None
+def max_failed(text: str | None) -> float | str | None:
+    """Return a number of batches; a share such as ``5%`` stays text, which the submission takes as well."""
+    if text is None or text.endswith("%"):
+        return text
     try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        return float(text)
     except ValueError:
-        value = -1.0
-    if not value >= 0 or (text.endswith("%") and value >= 1) or value == float("inf"):
         raise click.BadParameter(
-            f"found {text!r}; give a number of batches (10) or a share below 100 % (5%)",
-            param_hint="--max-failed-batches",
-        )
-    return value
+            f"found {text!r}; give a number of batches (10) or a share (5%)", param_hint="--max-failed-batches"
+        ) from None
 
 
 def filters(texts: Sequence[str]) -> list[tuple[str, str, Any]] | None:
@@ -113,6 +108,8 @@ def _members(text: str) -> list[Any]:
 
 def _scalar(text: str) -> Any:
     """Return a JSON value; what is none is text, with or without quotes."""
+    import orjson
+
     if len(text) >= 2 and text[0] == text[-1] == "'":
         return text[1:-1]
     try:
@@ -145,6 +142,8 @@ def _config(text: str) -> dict[str, Any]:
             )
         return value
     if text.lstrip().startswith("{"):
+        import orjson
+
         try:
             parsed: dict[str, Any] = orjson.loads(text)
         except orjson.JSONDecodeError as error:
