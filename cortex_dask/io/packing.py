@@ -1,0 +1,132 @@
+"""Cut a stream of pieces into splits of about equal weight: a pure function of the pieces and the target.
+
+Three wishes pull in different directions, and this module weighs them:
+
+- splits of about the target's weight, so that every worker stays busy to the end;
+- splits that end with a full batch, as a short one wastes the handler's (often a GPU's) throughput;
+- row groups read once: a row group that two splits share is decoded by both up to where they stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from cortex_dask.io.splits import Piece
+
+__all__ = ["Load", "pack"]
+
+#: Decoding a row group again costs about this share of handling its rows, with a handler that is cheap itself.
+_REREAD = 0.25
+
+#: A split is closed before a piece that would take it beyond this many times the target.
+_OVERFULL = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A piece and what it costs."""
+
+    piece: Piece
+    rows: int  # that pass, or an estimate where ``piece.rows`` is None
+    bytes: int  # estimated, of the columns read
+    weight: int  # bytes, or more where the rows are many and narrow
+    #: What cutting it inside costs, in weight that is read again; None: it cannot be cut.
+    cut_cost: int | None
+
+
+def pack(loads: Iterable[Load], *, target: float, batch_size: int, align: bool = True) -> Iterator[list[Load]]:
+    """Yield the loads of each split, in order.
+
+    Parameters
+    ----------
+    loads : iterable of Load
+        The pieces in input order.
+    target : float
+        The weight of a split, which is exceeded where one batch needs more.
+    batch_size : int
+        Rows; splits end at multiples of it where that is cheaper than a short batch.
+    align : bool
+        False: the rows are estimates, there is nothing to align.
+    """
+    unit = batch_size if align else 0
+    split: list[Load] = []
+    weight = rows = 0
+    previous: list[Load] | None = None
+    for load in loads:
+        if split and rows >= batch_size and weight + load.weight > _OVERFULL * target and weight >= target / 2:
+            if previous:
+                yield previous
+            previous, split = _aligned(split, rows, weight, unit)
+            weight, rows = _sums(split)
+        _append(split, load)
+        weight, rows = weight + load.weight, rows + load.rows
+        if weight >= target and rows >= batch_size:
+            if previous:
+                yield previous
+            previous, split = _aligned(split, rows, weight, unit)
+            weight, rows = _sums(split)
+    if split and previous and rows < batch_size and weight < target / 2:
+        for load in split:  # less than a batch is not worth a split
+            _append(previous, load)
+        split = []
+    if previous:
+        yield previous
+    if split:
+        yield split
+
+
+def _sums(loads: list[Load]) -> tuple[int, int]:
+    return sum(load.weight for load in loads), sum(load.rows for load in loads)
+
+
+def _append(split: list[Load], load: Load) -> None:
+    """Add a load; one that goes on where the last one stops becomes one with it."""
+    if split:
+        last, piece = split[-1], load.piece
+        whole = last.piece
+        same = piece.path == whole.path and piece.group == whole.group and piece.start == whole.stop
+        if same and (piece.rows is None) == (whole.rows is None):
+            rows = None if piece.rows is None or whole.rows is None else piece.rows + whole.rows
+            cost = None if last.cut_cost is None or load.cut_cost is None else max(last.cut_cost, load.cut_cost)
+            split[-1] = Load(
+                replace(whole, stop=piece.stop, rows=rows),
+                last.rows + load.rows,
+                last.bytes + load.bytes,
+                last.weight + load.weight,
+                cost,
+            )
+            return
+    split.append(load)
+
+
+def _aligned(split: list[Load], rows: int, weight: int, batch_size: int) -> tuple[list[Load], list[Load]]:
+    """Return the split and what is left over for the next one: the split ends with a full batch if that pays."""
+    over = rows % batch_size if batch_size else 0
+    if not over or rows < batch_size:
+        return split, []
+    at, spare = len(split) - 1, over
+    while split[at].rows <= spare:  # whole pieces at the end go over
+        spare -= split[at].rows
+        at -= 1
+    if not spare:
+        return split[: at + 1], split[at + 1 :]
+    cut = split[at]
+    if cut.cut_cost is None or cut.cut_cost * _REREAD > weight / (rows // batch_size):
+        return split, []
+    kept, moved = _cut(cut, cut.rows - spare)
+    return [*split[:at], kept], [moved, *split[at + 1 :]]
+
+
+def _cut(load: Load, rows: int) -> tuple[Load, Load]:
+    """Cut a load after some of its rows, all of which pass."""
+    piece = load.piece
+    assert piece.rows is not None
+    middle = piece.start + rows
+    left_bytes, left_weight = load.bytes * rows // load.rows, load.weight * rows // load.rows
+    left = Load(replace(piece, stop=middle, rows=rows), rows, left_bytes, left_weight, load.cut_cost)
+    rest = load.rows - rows
+    right = Load(
+        replace(piece, start=middle, rows=rest), rest, load.bytes - left_bytes, load.weight - left_weight, load.cut_cost
+    )
+    return left, right
