@@ -29,7 +29,7 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Block(NamedTuple):
-    """Whole lines, the first at ``offset`` of the (decompressed) file; only the file's last one may lack its newline."""
+    """Whole lines, the first at ``offset`` of the (decompressed) file; only the last of all may lack its newline."""
 
     offset: int
     data: bytes
@@ -179,7 +179,7 @@ class JsonFile:
         return count
 
     def sample(self, count: int) -> tuple[bytes, float, bool]:
-        """Return the first bytes (decompressed), of how many bytes of the file they are made, and whether they are all."""
+        """Return the first bytes (decompressed), how many of the file's they are made of, and whether they are all."""
         stream = self._decompressed() if self.is_compressed else self._raw
         if not self.is_compressed:
             stream.seek(0)

@@ -1,6 +1,6 @@
 """Read the pieces of a split from Parquet files: row group by row group, into batches of exactly ``batch_size`` rows.
 
-No more than one row group is in memory, and of row groups larger than 128 MiB no more than a stretch.
+A stretch of a row group is decoded at a time, so memory is bounded whatever the size of row groups.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from cortex_dask.io.splits import Piece, PlanHeader, Split
 
 __all__ = ["RowReader", "read_parquet"]
 
-_WHOLE = 128 << 20  # bytes of a row group, uncompressed, up to which it is read at once
-_STRETCH = 16 << 20  # bytes that are decoded at a time of a larger one
-_BUFFER = 4 << 20  # bytes read at a time of each of its columns
+#: What is decoded at a time. A reader of this many rows at a time is as fast as one of whole row groups (0.20 s for 5
+#: million rows of 4 columns, either way), and a piece that stops inside a row group does not pay for the rest of it.
+_STRETCH_ROWS, _STRETCH = 1 << 17, 16 << 20
+
+#: Bytes of a row group, uncompressed, up to which its encoded columns are fetched whole; larger ones so much at a time.
+_WHOLE, _BUFFER = 64 << 20, 4 << 20
 
 
 def read_parquet(split: Split, header: PlanHeader) -> Iterator[Batch]:
@@ -231,7 +234,7 @@ def _promoted(column: pa.ChunkedArray, field: pa.Field, path: str) -> pa.Chunked
         raise UnreadableInput(
             path,
             f"does not fit the schema of the whole input: column {field.name!r} is {column.type} here and {field.type} "
-            "with the other files, and a value of it cannot be held exactly; convert the file, or make it a job of its own",
+            "with the other files, and a value of it cannot be held exactly; convert it, or run it as a job of its own",
         ) from error
 
 
@@ -253,12 +256,12 @@ class _OpenFile:
         self.offsets = [0, *accumulate(counts)]
         self._counts = counts
         self._leaves = leaves_of(self._file.schema_arrow)
-        self._streaming: pq.ParquetFile | None = None
+        self._buffered: pq.ParquetFile | None = None
 
     def close(self) -> None:
         self._file.close(force=True)
-        if self._streaming is not None:
-            self._streaming.close(force=True)
+        if self._buffered is not None:
+            self._buffered.close(force=True)
         if not isinstance(self._source, str):
             self._source.close()
 
@@ -273,22 +276,10 @@ class _OpenFile:
         metadata = self._file.metadata.row_group(group)
         size = group_bytes(metadata, [leaf for name in present for leaf in self._leaves[name]])
         size = max(size, 4 * len(present) * metadata.num_rows)
-        if size <= _WHOLE:
-            table = self._file.read_row_group(group, columns=present, use_threads=False)
-            yield start, table.slice(start, stop - start) if stop - start < table.num_rows else table
-            return
-        yield from self._stream(group, start, stop, present, max(1024, _STRETCH * metadata.num_rows // size))
-
-    def _stream(
-        self, group: int, start: int, stop: int, columns: list[str], count: int
-    ) -> Iterator[tuple[int, pa.Table]]:
-        if self._streaming is None:
-            self._streaming = pq.ParquetFile(
-                self._source, metadata=self._file.metadata, pre_buffer=False, buffer_size=_BUFFER
-            )
+        count = max(1, min(_STRETCH_ROWS, _STRETCH * metadata.num_rows // size))
         at = 0
-        for rows in self._streaming.iter_batches(
-            batch_size=count, row_groups=[group], columns=columns, use_threads=False
+        for rows in self._reader(size).iter_batches(
+            batch_size=count, row_groups=[group], columns=present, use_threads=False
         ):
             low, high = max(start - at, 0), min(stop - at, rows.num_rows)
             if low < high:
@@ -296,6 +287,16 @@ class _OpenFile:
             at += rows.num_rows
             if at >= stop:
                 return
+
+    def _reader(self, size: int) -> pq.ParquetFile:
+        """Return what reads row groups of a size: the encoded columns at once, or a few MiB at a time of large ones."""
+        if size <= _WHOLE:
+            return self._file
+        if self._buffered is None:
+            self._buffered = pq.ParquetFile(
+                self._source, metadata=self._file.metadata, pre_buffer=False, buffer_size=_BUFFER
+            )
+        return self._buffered
 
 
 def _without_columns(rows: int) -> pa.Table:

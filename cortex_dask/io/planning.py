@@ -42,8 +42,8 @@ _LARGEST = 64 << 20
 #: Splits per worker that the target aims at, so that no worker idles long at the end.
 _SPLITS_PER_WORKER = 8
 
-#: A row group is cut inside only if it is more than this share of a worker's work: each piece decodes it from its start.
-_PIECES_PER_WORKER = 4
+#: A row group is cut inside only if it is more than this share of a worker's work: each piece decodes all before it.
+_PIECES_PER_WORKER = 3
 
 #: A row weighs at least this much, and this much per column: encoded sizes of dictionaries and runs say little.
 _ROW_WEIGHT, _VALUE_WEIGHT = 16, 4

@@ -189,7 +189,7 @@ def _refuse_document(path: str, data: bytes) -> None:
         return
     if isinstance(document, dict):
         raise DatasetError(
-            f"{path} is one JSON object over several lines: write each record on one line of its own, or all as an array"
+            f"{path} is one JSON object over several lines: write each record on one line, or all as an array"
         )
 
 
