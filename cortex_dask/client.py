@@ -7,6 +7,7 @@ The story of a submission: :func:`run` → :meth:`Client.begin` (resolve the sub
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,6 +57,12 @@ class Options(TypedDict, total=False):
     max_failed_batches: float | str
     job_id: str
     name: str
+    item_list: Mapping[str, Any]
+    file_path_lister: Mapping[str, Any]
+    delimited_files: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    sqs_dead_letter_queue: Mapping[str, Any]
+    dead_letter: Mapping[str, Any]
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -140,9 +147,12 @@ class Client:
         cluster: str | Cluster | None,
         options: Options,
         display: Display,
+        warn: Callable[[str], None] | None = None,
     ) -> Job:
         """Make the job, or find it, and start its coordinator in this process unless it is complete or runs already."""
         resolved = self.resolve(target, source, output, options)
+        for warning in resolved.warnings:
+            (warn or _warn)(warning)
         job, is_new = self.create(resolved, cluster=cluster)
         document = {} if is_new else job.describe()
         if is_new or not (document["status"] in ("succeeded", "completed with failures") or job.is_live(document)):
@@ -153,7 +163,7 @@ class Client:
         """Check a submission and pack its project; nothing is written."""
         from cortex_dask import spec
 
-        given = {name: value for name, value in options.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         return spec.resolve(target, input=source, output=output, **given)
 
     def create(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[Job, bool]:
@@ -288,8 +298,8 @@ def run(
     input : str, Path or list of them, optional
         Files, directories or globs, as local paths or URLs. None: what ``cortex.yaml`` says.
     output : str, Path or mapping, optional
-        A directory, as a local path or URL; or a mapping with the keys ``path``, ``format`` (parquet or json), ``schema``,
-        ``compression``. None: what ``cortex.yaml`` says; without any the job writes no rows.
+        A directory, as a local path or URL; or a mapping with the keys ``path``, ``format`` (parquet or json),
+        ``schema`` and ``compression``. None: what ``cortex.yaml`` says; without any the job writes no rows.
     batch_size : int
         Rows in a batch.
     batch_format : {"pandas", "pyarrow", "polars", "numpy", "records"}
@@ -393,6 +403,10 @@ def attend(job: Job, display: Display, on_interrupt: Callable[[], None] | None =
             on_interrupt()
         job.stop()
         raise
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=4)  # the caller of run or submit
 
 
 _Item = TypeVar("_Item")

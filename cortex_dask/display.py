@@ -160,7 +160,7 @@ class TerminalDisplay:
             task,
             completed=progress.batches_done,
             total=None if total is None else max(total, progress.batches_done, 1),
-            words=_words(progress, with_status=True),
+            words=_words(progress, beside_bar=True),
         )
 
     def finish(self, status: Status) -> None:
@@ -223,13 +223,14 @@ class NotebookDisplay:
 
 def progress_line(status: Status) -> str:
     """Return one line about a running job, e.g. ``"digits: running, 12 of 40 batches (30 %), 5,210 rows/s, …"``."""
-    return f"{status.get('api_name', 'job')}: {_words(Progress.from_status(status), with_status=True)}"
+    return f"{status.get('api_name', 'job')}: {_words(Progress.from_status(status))}"
 
 
-def _words(progress: Progress, *, with_status: bool) -> str:
-    words = [progress.status] if with_status else []
+def _words(progress: Progress, *, beside_bar: bool = False) -> str:
+    """Return what is known, in order of importance; a bar shows the share itself."""
+    words = [] if beside_bar and progress.status == "running" else [progress.status]
     if progress.status != "enqueuing":
-        share = "" if progress.share is None else f" ({progress.share:.0%})".replace("%", " %")
+        share = "" if progress.share is None or beside_bar else f" ({progress.share:.0%})".replace("%", " %")
         words.append(progress.batches_words() + share)
         if progress.rows_per_second:
             words.append(rate(progress.rows_per_second))
@@ -252,10 +253,13 @@ def summary(status: Status, *, environment: str | None = None) -> str:
     environment : str, optional
         The environment that the commands have to name; None: the default one.
     """
-    rows = [(str(status.get("status")), f"{status.get('api_name')} {status.get('job_id')}"), *_facts(status)]
-    rows += [(name, command) for name, command in next_commands(status, environment=environment)]
-    width = max(len(name) for name, _ in rows) + 2
-    return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
+    rows = [
+        ("job", f"{status.get('api_name')} {status.get('job_id')}"),
+        ("status", str(status.get("status"))),
+        *_facts(status),
+        *next_commands(status, environment=environment),
+    ]
+    return "\n".join(f"{name:<9}{value}" for name, value in rows)
 
 
 def _write_summary(stream: TextIO, status: Status, environment: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,21 +69,18 @@ def read_part(
     columns : sequence of str, optional
         Read only these.
     """
-    import pyarrow as pa
-
     from cortex_dask.io.store import Store
 
-    data = pa.BufferReader(Store(settings.url).read(name))
+    data = Store(settings.url).read(name)
     if settings.format == "parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pq.read_table(data, columns=None if columns is None else list(columns))
+        table = pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
         return table.replace_schema_metadata(None)
-    from pyarrow import json
+    from cortex_dask.json_parts import read_json_lines
 
-    stream = pa.CompressedInputStream(data, "gzip") if name.endswith(".gz") else data
-    options = json.ParseOptions(explicit_schema=_schema(schema), unexpected_field_behavior="ignore")
-    table = json.read_json(stream, parse_options=options)
+    table = read_json_lines(gzip.decompress(data) if name.endswith(".gz") else data, _schema(schema))
     return table if columns is None else table.select(list(columns))
 
 

@@ -150,7 +150,7 @@ def dry_run(resolved: ResolvedJob) -> DryRun:
         bytes=header.bytes,
         output=None if settings.output is None else settings.output.url,
         project=() if archive is None else tuple((file.name, file.size) for file in archive.files),
-        warnings=(*header.warnings, *_output_warnings(settings.output), *(archive.warnings if archive else ())),
+        warnings=(*header.warnings, *_output_warnings(settings.output), *resolved.warnings),
     )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cortex_dask.display import Display
     from cortex_dask.job import Job
 
-__all__ = ["finish", "job_table", "json_text", "progress_display"]
+__all__ = ["finish", "job_table", "json_text", "progress_display", "warning"]
 
 _COLOURS = {
     "succeeded": "green",
@@ -30,6 +30,11 @@ def json_text(value: Any) -> str:
     import orjson
 
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS, default=str).decode()
+
+
+def warning(text: str) -> None:
+    """Show a warning."""
+    click.echo(f"Warning: {text}", err=True)
 
 
 def progress_display(shown_as: str, environment: str | None) -> Display:

@@ -8,7 +8,7 @@ import click
 
 from cortex_dask.cli import options
 from cortex_dask.cli.exits import interruptible
-from cortex_dask.cli.show import finish, json_text, progress_display
+from cortex_dask.cli.show import finish, json_text, progress_display, warning
 
 if TYPE_CHECKING:
     from cortex_dask.client import Client, Options
@@ -101,7 +101,7 @@ def submit(
         return
     display = progress_display(shown_as, env)
     with interruptible():
-        job = client.begin(target, source, output, cluster=cluster, options=given, display=display)  # type: ignore[arg-type]  # as above
+        job = client.begin(target, source, output, cluster=cluster, options=given, display=display, warn=warning)  # type: ignore[arg-type]  # as above
         finish(job, display, shown_as)
 
 

@@ -116,12 +116,13 @@ class TestSummary:
         text = display.summary(document("succeeded", done=40, end_time="2026-01-31T12:00:08.000+00:00"))
 
         assert text.splitlines() == [
-            "succeeded  digits job-1",
-            "batches    40 of 40",
-            "rows       40,960 in, 40,960 out",
-            "took       8.0 s, 5,210 rows/s",
-            "output     /data/out",
-            "logs       cortex-dask logs digits job-1",
+            "job      digits job-1",
+            "status   succeeded",
+            "batches  40 of 40",
+            "rows     40,960 in, 40,960 out",
+            "took     8.0 s, 5,210 rows/s",
+            "output   /data/out",
+            "logs     cortex-dask logs digits job-1",
         ]
 
     @pytest.mark.parametrize(
