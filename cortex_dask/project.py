@@ -100,9 +100,9 @@ class Archive:
 def pack(directory: str | os.PathLike[str], config_file: str | os.PathLike[str] | None = None) -> Archive:
     """Pack a project directory.
 
-    Left out are Python bytecode, hidden files and folders (except ``.env`` at the root), the API configuration file, and
-    what ``.cortexignore`` at the root excludes. Links that stay inside the project are kept as links where their target
-    is packed too, and as copies where it is not.
+    Left out are Python bytecode, hidden files and folders (except ``.env`` at the root), the API configuration file,
+    and what ``.cortexignore`` at the root excludes. Links that stay inside the project are kept as links where their
+    target is packed too, and as copies where it is not.
 
     Parameters
     ----------
@@ -219,7 +219,7 @@ class _Walk:
             name, path = self._found.pop(0)
             where = f"the link {name} in the project {self.root}"
             target = Path(os.path.realpath(path))
-            shown = os.readlink(path)
+            shown = path.readlink()
             if not target.is_relative_to(self.root):
                 raise ProjectError(
                     f"{where} leaves the project: it points to {shown}; "

@@ -1,0 +1,279 @@
+"""From what a user says to a job: the submission, over the defaults in ``cortex.yaml``, resolved and checked.
+
+:func:`resolve` is the way of every submission, from the notebook and the command line alike. ``cortex.yaml`` itself is
+the matter of :mod:`cortex_dask.api_spec`, the keys of a submission that of :mod:`cortex_dask.submission`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import datetime
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cortex_dask import project
+from cortex_dask.api_spec import ApiSpec, load_apis
+from cortex_dask.errors import SpecError
+from cortex_dask.io.settings import ComputeSettings, JobSettings, LimitSettings, OutputSettings
+from cortex_dask.io.splits import DatasetInput
+from cortex_dask.mistakes import shown, validate
+from cortex_dask.submission import INPUT_KINDS, Submission, canonical
+from cortex_dask.target import CONFIG_FILES, Target, from_class, from_path
+
+__all__ = ["CONFIG_FILES", "ApiSpec", "ResolvedJob", "deep_merge", "load_apis", "resolve"]
+
+_DEFAULT_BATCH_SIZE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedJob:
+    """A checked submission, and the handler that has to be put beside it."""
+
+    settings: JobSettings
+    archive: project.Archive | None = None
+    pickled: bytes | None = field(default=None, repr=False)
+    warnings: tuple[str, ...] = ()
+
+
+def resolve(
+    target: type | str | os.PathLike[str],
+    *,
+    input: Any = None,
+    output: Any = None,
+    api: str | None = None,
+    name: str | None = None,
+    **keys: Any,
+) -> ResolvedJob:
+    """Check a submission, pack the project or pickle the class, and return the job's settings; nothing is written.
+
+    ::
+
+        resolve(Handler, input="data/in", output="data/out", batch_size=1024, workers=4)
+        resolve("my-classifier/cortex.yaml", input="s3://bucket/in/", output={"path": "s3://bucket/out/", "keep": True})
+
+    Parameters
+    ----------
+    target : type, str or path
+        A handler class, a project directory, or its ``cortex.yaml``.
+    input : str, path, or list of them, optional
+        Files, directories or globs. Relative ones are relative to the working directory; those in ``cortex.yaml`` to
+        the project directory.
+    output : str, path or mapping, optional
+        The output directory, or a mapping with the key ``path`` and others of ``output``.
+    api : str, optional
+        Which API, where the target has several; for a class its name.
+    name : str, optional
+        The API's name, for a class; default: made from the class' name.
+    **keys
+        The other keys of a submission; None stands for a key that is not given.
+
+    Raises
+    ------
+    SpecError
+        If a key is unknown or has an impossible value, or something is missing; with a line for each mistake.
+    HandlerError, ProjectError
+        If the handler or its project cannot be used.
+    """
+    given = {**keys, "input": input, "output": output}
+    source = from_class(target, name or api) if isinstance(target, type) else from_path(target, api, name)
+    spec = _merge(source, {key: value for key, value in given.items() if value is not None})
+    handler_config = copy.deepcopy(source.config)
+    job_config = _plain(spec.get("config", {}), "config")
+    settings = JobSettings(
+        job_id=spec.get("job_id") or _new_job_id(),
+        api_name=source.name,
+        api_id=source.api_id,
+        created_time=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        handler=dataclasses.replace(source.handler, extra={**source.handler.extra, **_dead_letters(spec)}),
+        dataset=_dataset(spec, source),
+        batch_format=spec.get("dataset", {}).get("batch_format", "pandas"),
+        config=deep_merge(_plain(handler_config, "handler.config"), job_config),
+        job_config=job_config,
+        output=_output(spec),
+        workers=spec.get("workers") or _cpu_count(),
+        compute=ComputeSettings(
+            cpu=source.compute.cpus() or ComputeSettings().cpu,
+            memory=source.compute.memory(),
+            gpu=float(source.compute.gpu),
+        ),
+        limits=_limits(spec),
+    )
+    return ResolvedJob(settings, source.archive, source.pickled, source.warnings)
+
+
+def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` overridden key by key by ``over``; mappings are merged, everything else is replaced.
+
+    Examples
+    --------
+    >>> deep_merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+# the submission -----------------------------------------------------------------------------------------------------
+
+
+def _merge(source: Target, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the submission over the API's defaults, with absolute paths; what nobody says is not in it."""
+    kind = source.defaults.kinds[0] if source.defaults.kinds else "dataset"
+    moved, names = canonical(given, default_kind=kind)
+    over = _absolute(_said(validate(Submission, moved, names=names)), Path.cwd)
+    base = _absolute(_said(source.defaults), lambda: source.folder or Path.cwd())
+    if any(kind in over for kind in INPUT_KINDS):
+        base = {key: value for key, value in base.items() if key not in INPUT_KINDS or key in over}
+    merged = {**base, **over}
+    for key in (*INPUT_KINDS, "output"):
+        if key in base and key in over:
+            merged[key] = {**base[key], **over[key]}
+    if "config" in base and "config" in over:
+        merged["config"] = deep_merge(base["config"], over["config"])
+    kinds = [kind for kind in INPUT_KINDS if kind in merged]
+    if len(kinds) > 1:
+        raise SpecError(f"found the input kinds {' and '.join(kinds)}; exactly one is allowed")
+    return merged
+
+
+def _said(submission: Submission) -> dict[str, Any]:
+    return submission.model_dump(exclude_none=True)
+
+
+def _absolute(spec: dict[str, Any], folder: Any) -> dict[str, Any]:
+    """Make local paths absolute, so that they mean the same wherever the job runs."""
+    places = {"dataset": "paths", "file_path_lister": "s3_paths", "delimited_files": "s3_paths"}
+    for section, key in {**places, "output": "path", "dead_letter": "path"}.items():
+        value = spec.get(section, {}).get(key)
+        if isinstance(value, list):
+            spec[section][key] = [_absolute_path(item, folder) for item in value]
+        elif isinstance(value, str):
+            spec[section][key] = _absolute_path(value, folder)
+    return spec
+
+
+def _absolute_path(path: str, folder: Any) -> str:
+    if "://" in path or "::" in path:
+        return path
+    path = os.path.expanduser(path)  # noqa: PTH111 - a Path would drop the slash at the end, which prefixes mind
+    if not os.path.isabs(path):  # noqa: PTH117 - as above
+        path = f"{folder()}/{path}"
+    end = "/" if path.endswith(("/", "/.")) else ""
+    return os.path.normpath(path).rstrip("/") + end or "/"
+
+
+def _dataset(spec: Mapping[str, Any], source: Target) -> DatasetInput:
+    for kind in INPUT_KINDS[1:]:
+        if kind in spec:
+            raise _unsupported(kind, spec[kind])
+    dataset = spec.get("dataset", {})
+    if not dataset.get("paths"):
+        where = " (or job: input in cortex.yaml)" if source.folder else ""
+        raise SpecError(f"input: is missing{where}; name the files, directories or globs to read")
+    return DatasetInput(
+        paths=tuple(dataset["paths"]),
+        format=dataset.get("format", "auto"),
+        columns=tuple(dataset["columns"]) if "columns" in dataset else None,
+        filters=dataset.get("filters"),
+        batch_size=dataset.get("batch_size", _DEFAULT_BATCH_SIZE),
+    )
+
+
+def _unsupported(kind: str, value: Mapping[str, Any]) -> SpecError:
+    needed = "items" if kind == "item_list" else "s3_paths"
+    for key in (needed, "batch_size"):
+        if key not in value:
+            return SpecError(f"{kind}.{key}: is missing; {kind} needs the keys {needed} and batch_size")
+    return SpecError(
+        f"{kind}: this input kind is not supported yet; write the samples to JSON lines and give them as input"
+    )
+
+
+def _output(spec: Mapping[str, Any]) -> OutputSettings | None:
+    output = spec.get("output")
+    if output is None:
+        return None
+    if "path" not in output:
+        raise SpecError(f"output: is missing, but {', '.join(sorted(output))} speak of it; name a directory")
+    kind, compression = output.get("format", "parquet"), output.get("compression")
+    if kind == "json" and compression not in (None, "none", "gzip"):
+        raise SpecError(f"output.compression: found {shown(compression)}; allowed for json is none or gzip")
+    keep = output.get("keep", False)
+    return OutputSettings(
+        url=output["path"],
+        format=kind,
+        keep=tuple(keep) if isinstance(keep, list) else keep,
+        mode=output.get("mode", "error"),
+        schema=output.get("schema_"),
+        compression=None if kind == "json" and compression == "none" else compression,
+    )
+
+
+def _limits(spec: Mapping[str, Any]) -> LimitSettings:
+    said = {
+        key: spec[key] for key in ("timeout", "batch_timeout", "stall_timeout", "max_failed_batches") if key in spec
+    }
+    attempts = spec.get("max_attempts")
+    for key in ("sqs_dead_letter_queue", "dead_letter"):
+        if key not in spec:
+            continue
+        count = spec[key]["max_receive_count"]
+        if attempts is not None and attempts != count:
+            raise SpecError(f"max_attempts: found {attempts}, but {key}.max_receive_count is {count}; give one of them")
+        attempts = count
+    return LimitSettings(**said, **({} if attempts is None else {"max_attempts": attempts}))
+
+
+def _dead_letters(spec: Mapping[str, Any]) -> dict[str, Any]:
+    keys = [key for key in ("sqs_dead_letter_queue", "dead_letter") if key in spec]
+    if len(keys) > 1:
+        raise SpecError("found sqs_dead_letter_queue and dead_letter; at most one of them is allowed")
+    return {key: spec[key] for key in keys}
+
+
+def _plain(value: Any, path: str) -> Any:
+    """Return a configuration as JSON has it: what the handler gets must not depend on where it was read."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        wrong = next((key for key in value if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise SpecError(f"{path}: found the key {shown(wrong)}; keys must be text, put it in quotes")
+        return {key: _plain(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{path}[{number}]") for number, item in enumerate(value)]
+    if not isinstance(value, int | float) and getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()  # a scalar of NumPy
+    if isinstance(value, int) and -(2**63) <= value < 2**64:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    found = f"the number {value}" if isinstance(value, int | float) else f"a value of type {type(value).__name__}"
+    raise SpecError(
+        f"{path}: found {found}; allowed are text, finite numbers of 64 bits, true, false, null, lists and mappings"
+    )
+
+
+def _new_job_id() -> str:
+    """Return an id that is readable, unique, and sorts by time: ``20261123-201509-7f3a9c``."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _cpu_count() -> int:
+    """Return how many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
