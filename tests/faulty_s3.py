@@ -106,7 +106,8 @@ class FaultyS3:
         when : {"before", "after"}
             ``before``: the server never sees the request. ``after``: it has taken effect, and the answer is lost.
         how : str
-            ``drop`` closes the connection without an answer; a number such as ``503`` is the status of the answer.
+            ``drop`` closes the connection without an answer. ``503`` is the status of the answer, ``403 AccessDenied``
+            its status and S3's error code.
         match : str
             A regular expression that is searched in ``<METHOD> <path?query>``; empty: every request.
         count : int, optional
@@ -156,16 +157,17 @@ class _Handler(BaseHTTPRequestHandler):
         rule = self.proxy._decide(self.command, self.path)
         body = self._body()
         if rule is None or rule.when == "after":
-            status, headers, answer = self._forward(body)
+            forwarded = self._forward(body)
         if rule is None:
-            self._answer(status, headers, answer)
+            self._answer(*forwarded)
         elif rule.how == "drop":
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
         else:
-            code = "SlowDown" if rule.how == "503" else "InternalError"
+            status, _, code = rule.how.partition(" ")
+            code = code or ("SlowDown" if status == "503" else "InternalError")
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made to fail</Message></Error>"
-            self._answer(int(rule.how), [("Content-Type", "application/xml")], text.encode())
+            self._answer(int(status), [("Content-Type", "application/xml")], text.encode())
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815  # names that http.server looks for
 

@@ -331,6 +331,8 @@ def _system(error: BaseException, where: str) -> CortexDaskError | None:
     number = next((link.errno for link in _chain(error) if isinstance(link, OSError) and link.errno), None)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"no space is left for {where}: free some, or choose another place")
+    if number == errno.EFBIG:
+        return StorageError(f"{where} would be larger than its file system or the user's limit allows")
     if number == errno.EROFS:
         return StorageError(f"{where} is on a read-only file system: choose another place")
     if isinstance(error, PermissionError):

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from cortex_dask.errors import StorageError
+from cortex_dask.errors import InputError, StorageError
 from cortex_dask.io.store import StagedFile
 
 __all__ = ["LocalFiles"]
@@ -104,7 +104,7 @@ class LocalFiles:
         """List the direct entries of a folder."""
         try:
             return [name for name in os.listdir(self.path(prefix)) if not _is_temporary(name)]  # noqa: PTH208
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def delete(self, names: tuple[str, ...]) -> None:
@@ -193,7 +193,7 @@ def _below(root: str, name: str) -> str:
     if not name:
         return root
     if name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"{name!r} is not a name below a store")
+        raise InputError(f"{name!r} is not a name below a store")
     return f"{root.rstrip('/')}/{name}"
 
 

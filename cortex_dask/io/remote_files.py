@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from cortex_dask.errors import StorageError
+from cortex_dask.errors import InputError, StorageError
 from cortex_dask.io.faults import error_code, is_transient, transient_code
 from cortex_dask.io.store import StagedFile, persist
 
@@ -30,6 +30,8 @@ _ATOMIC_RENAME = frozenset({"sftp", "ssh", "smb", "hdfs", "viewfs", "webhdfs"})
 #: File systems that take ``use_listings_cache``; others hand what they do not know to their server's client.
 _LISTINGS_CACHE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "http", "https"})
 
+#: File systems that keep an upload unseen until it is committed; for others it waits in memory as a whole.
+_UNSEEN_UPLOADS = frozenset({*_ATOMIC_CREATE, "sftp", "ssh", "smb", "ftp", "webhdfs"})
 #: File systems whose ``find`` takes the beginning of the names.
 _PREFIXES = frozenset({"s3", "s3a", "gs", "gcs"})
 
@@ -53,6 +55,7 @@ class RemoteFiles:
         self._url = url
         self._protocol = url.partition("://")[0]
         self._s3 = self._protocol in _S3
+        self.uploads_unseen = self._protocol in _UNSEEN_UPLOADS
         self._process = os.getpid()
         self._fs, self._root = url_to_fs(url, **_options(self._protocol))
         if self._s3:
@@ -63,7 +66,7 @@ class RemoteFiles:
         if not name:
             return str(self._root)
         if name.startswith("/") or ".." in name.split("/"):
-            raise ValueError(f"{name!r} is not a name below a store")
+            raise InputError(f"{name!r} is not a name below a store")
         return f"{self._root.rstrip('/')}/{name}"
 
     def file_system(self) -> Any:
@@ -262,7 +265,7 @@ class _RemoteStagedFile(StagedFile):
             ) from self._failed
         self._buffer.write(data)
         self._written += len(data)
-        if self._buffer.tell() >= _BLOCK:
+        if self._buffer.tell() >= _BLOCK and self._files.uploads_unseen:
             self._send_block()
         return len(data)
 
