@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortex_dask.errors import DatasetError, SpecError
@@ -344,6 +344,7 @@ INTERESTING = st.one_of(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.none() | INTERESTING, max_size=6), st.sampled_from(NUMBERS), st.sampled_from(NUMBERS), st.booleans())
 def test_whatever_conform_accepts_is_equal_to_what_went_in(values, source, target, nested):
     try:
