@@ -55,14 +55,22 @@ class JsonFile:
         self._path, self._size, self._tag = path, size, tag
         self._block = _LOCAL_BLOCK if local_path(path) is not None else _REMOTE_BLOCK
         self._raw = open_source(path, size, tag)
-        head = self._raw.read(min(size, 4096))
+        try:
+            self._look()
+        except BaseException:
+            self._raw.close()
+            raise
+
+    def _look(self) -> None:
+        """Tell what the file is from how it begins."""
+        head = self._raw.read(min(self._size, 4096))
         self._compression = compression_of(head)
         self.is_compressed = self._compression is not None
         if self.is_compressed:
             stream = self._decompressed()
             head = stream.read(4096)
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UnreadableInput(path, "is UTF-16: convert it to UTF-8")
+            raise UnreadableInput(self._path, "is UTF-16: convert it to UTF-8")
         self._start = len(_BOM) if head.startswith(_BOM) else 0
         self.is_array = head[self._start :].lstrip(b" \t\r\n").startswith(b"[")
 
@@ -301,13 +309,15 @@ class _Array:
                 raise self._malformed("nested too deeply", number) from None
             except ValueError as error:
                 message, position = getattr(error, "msg", str(error)), getattr(error, "pos", self._at)
+                place = self._dropped + position
                 # What is cut off at the end of the window fails there, within the length of the longest literal.
                 incomplete = position > len(self._text) - 16 or message.startswith("Unterminated string")
                 if not incomplete or not self._more():
-                    raise self._malformed(message, number, position) from None
+                    raise self._malformed(message, number, place) from None
                 continue
-            # A number may go on behind the window.
-            if end < len(self._text) or not self._more():
+            # A number may go on behind the window; of one that does, no more than "e+" is left over.
+            number_cut = not isinstance(value, (dict, list, str)) and len(self._text) - end <= 2
+            if not number_cut or self._text[end : end + 1] in tuple(",] \t\r\n") or not self._more():
                 break
         start, line = (
             self._at,
@@ -334,7 +344,8 @@ class _Array:
         return bool(text) or not self._ended
 
     def _malformed(self, problem: str, number: int, at: int | None = None) -> UnreadableInput:
-        at = self._at if at is None else at
+        """Return the error; ``at`` is the character of the file where it is, None for the current one."""
+        at = self._at if at is None else at - self._dropped
         line = self._lines + self._text.count("\n", 0, at) + 1
         return UnreadableInput(
             self._path,
