@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cortex_dask.errors import SpecError
-from cortex_dask.mistakes import Document, nearest, shown, validate
+from cortex_dask.mistakes import Document, validate
 from cortex_dask.quantities import ALLOWED, parse_bytes, parse_quantity
 from cortex_dask.submission import Submission, canonical
+from cortex_dask.wording import nearest, shown
 from cortex_dask.yaml_file import load_yaml
 
 __all__ = ["KIND", "ApiSpec", "check_name", "load_apis", "parse_api"]

@@ -6,8 +6,6 @@ pydantic finds the mistakes; none of its own words reach the user.
 
 from __future__ import annotations
 
-import difflib
-import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -16,13 +14,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from cortex_dask.errors import SpecError
+from cortex_dask.wording import nearest, shown
 
-__all__ = ["Document", "nearest", "shown", "validate"]
+__all__ = ["Document", "validate"]
 
 _Model = TypeVar("_Model", bound="Document")
-_LONGEST = 80  # characters of a value that a message shows
-_SECRET = re.compile(r"(?<=://)[^/@\s]*@")  # user and password in a URL
-
 #: Keys whose values are shown by their type only: they may hold secrets.
 _PRIVATE = ("env", "config", "storage_options")
 
@@ -69,31 +65,6 @@ def validate(
     except ValidationError as error:
         lines = dict.fromkeys(_sentence(model, item, prefix, names or {}) for item in error.errors(include_url=False))
         raise SpecError("\n".join(f"{source}: {line}" if source else line for line in lines)) from None
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that a misspelt one most likely means."""
-    by_simple = {_simple(item): item for item in known}
-    matches = difflib.get_close_matches(_simple(name), by_simple, n=1, cutoff=0.6)
-    return by_simple[matches[0]] if matches else None
-
-
-def shown(value: object) -> str:
-    """Return a value as a message shows it: short, and without a password."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, list | tuple | set) and len(value) > 3:
-        return f"a list of {len(value)}"
-    text = _SECRET.sub("…@", repr(value))
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-
-
-def _simple(name: str) -> str:
-    return name.lower().replace("-", "_")
 
 
 def _sentence(model: type[Document], item: Mapping[str, Any], prefix: str, names: Mapping[str, str]) -> str:

@@ -22,9 +22,10 @@ from cortex_dask.api_spec import ApiSpec, load_apis
 from cortex_dask.errors import SpecError
 from cortex_dask.io.settings import ComputeSettings, JobSettings, LimitSettings, OutputSettings
 from cortex_dask.io.splits import DatasetInput
-from cortex_dask.mistakes import shown, validate
+from cortex_dask.mistakes import validate
 from cortex_dask.submission import INPUT_KINDS, Submission, canonical
 from cortex_dask.target import CONFIG_FILES, Target, from_class, from_path
+from cortex_dask.wording import shown
 
 __all__ = ["CONFIG_FILES", "ApiSpec", "ResolvedJob", "deep_merge", "load_apis", "resolve"]
 

@@ -16,7 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cortex_dask.errors import DatasetError, SpecError
-from cortex_dask.mistakes import Document, shown
+from cortex_dask.mistakes import Document
+from cortex_dask.wording import shown
 
 __all__ = ["INPUT_KINDS", "Dataset", "DeadLetter", "Output", "Submission", "canonical"]
 

@@ -18,9 +18,9 @@ from cortex_dask.api_spec import ApiSpec, ComputeSpec, check_name, load_apis
 from cortex_dask.errors import HandlerError, ProjectError, SpecError
 from cortex_dask.handler import check_class, check_source
 from cortex_dask.io.settings import HandlerSettings
-from cortex_dask.mistakes import nearest, shown
 from cortex_dask.pickling import pickle_class
 from cortex_dask.submission import Submission
+from cortex_dask.wording import nearest, shown
 
 __all__ = ["CONFIG_FILES", "Target", "from_class", "from_path"]
 
