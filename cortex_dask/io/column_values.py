@@ -17,14 +17,15 @@ import pyarrow.compute as pc
 
 __all__ = ["ResultError", "as_numpy", "from_numpy", "from_values"]
 
-# The first that matches counts: bool is an int, and datetime a date.
+# The first that matches counts: bool is an int, timedelta64 a NumPy integer, and datetime a date.
 _GROUPS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("missing", (type(None),)),
     ("bool", (bool, np.bool_)),
+    ("datetime64", (np.datetime64,)),
+    ("timedelta64", (np.timedelta64,)),
     ("number", (int, float, np.integer, np.floating, Decimal)),
     ("text", (str,)),
     ("bytes", (bytes, bytearray, memoryview)),
-    ("numpy time", (np.datetime64, np.timedelta64)),
     ("timestamp", (dt.datetime,)),
     ("date", (dt.date,)),
     ("time", (dt.time,)),
@@ -71,8 +72,9 @@ def from_values(name: str, values: list[Any], *, nan_is_null: bool = False) -> p
             return from_values(name, values, nan_is_null=nan_is_null)
     if len(groups) > 1 or (groups == {"timestamp"} and len({v.tzinfo is None for v in values if v is not None}) > 1):
         raise _mixed(name, values)
-    if groups == {"numpy time"}:
-        return from_numpy(name, np.array([np.datetime64("NaT") if v is None else v for v in values]))
+    if groups == {"datetime64"} or groups == {"timedelta64"}:
+        missing: Any = np.datetime64("NaT") if groups == {"datetime64"} else np.timedelta64("NaT")
+        return from_numpy(name, np.array([missing if value is None else value for value in values]))
     try:
         return pa.array(values, _needed_type(groups, values))
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:

@@ -288,10 +288,13 @@ class TestDeadLetters:
             }
         )
         first = {
-            "i": BIG, "u": 2**64 - 1, "f": "NaN", "s": 'q"\\\n\x01é', "by": "AP8=",
+            "i": BIG, "u": 2**64 - 1, "f": "NaN", "s": 'q"\\\n\x01é',
+            "by": "AP8=",
             "at": "2026-01-02T03:04:05.000006",
-            "tz": "1970-01-01T00:00:00Z", "d": "2026-01-02", "t": "03:04:05.000000", "du": "-PT1.500000S", "dec": "1.20",
-            "l": [0.5, "Infinity"], "st": {"a": "eA=="}, "m": {"k": 1}, "mi": [[1, 1.5]], "c": "u", "n": None,
+            "tz": "1970-01-01T00:00:00Z", "d": "2026-01-02", "t": "03:04:05.000000",
+            "du": "-PT1.500000S", "dec": "1.20",
+            "l": [0.5, "Infinity"], "st": {"a": "eA=="}, "m": {"k": 1}, "mi": [[1, 1.5]],
+            "c": "u", "n": None,
         }  # fmt: skip
         second = dict.fromkeys(first) | {"u": 0, "f": "-Infinity", "s": "", "mi": []}
         assert to_records(table) == [first, second]
