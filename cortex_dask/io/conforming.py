@@ -2,7 +2,7 @@
 
 Allowed are reordering, nulls for missing columns, and casts that keep every value of this very batch: integers that
 became floats because of a null go back to integers, doubles go to single precision where they survive the way back,
-timestamps change their unit, or their zone while the instant stays. Text never turns into numbers, nor numbers into text.
+timestamps change their unit, or their zone while the instant stays. Text never turns into numbers, nor the reverse.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a handler is given: a batch in the format that its API asks for.
 
-Whatever the format, values are those that were read. Integers stay exact, also where a column has nulls and values above
-2**53 (pandas then gets the nullable ``Int64``); text from JSON is never taken for a number or a date.
+Whatever the format, values are those that were read. Integers stay exact, also where a column has nulls and values
+above 2**53 (pandas then gets the nullable ``Int64``); text from JSON is never taken for a number or a date.
 
 A payload is the handler's own: what it changes in there is not seen by ``output.keep``, by a second attempt or by the
 dead letter.
