@@ -52,7 +52,9 @@ _THREAD_VARIABLES = (
 
 _READ = 1_048_576
 _TAIL = 200  # lines of native output that are remembered, for what they say of a crash
-_CHILDREN_SECONDS = 1.0  # between two looks at which processes the handler has started (a look goes through all of the host's)
+_CHILDREN_SECONDS = (
+    1.0  # between two looks at which processes the handler has started (a look goes through all of the host's)
+)
 
 
 class HandlerProcess:
@@ -201,11 +203,13 @@ class HandlerProcess:
             ended = ending in ready or (ending is None and self._popen.poll() is not None)
             if ended:
                 with contextlib.suppress(OSError):
-                    os.killpg(self.pid, signal.SIGKILL)  # what it has left behind; not reaped yet, so the number is its own
+                    os.killpg(
+                        self.pid, signal.SIGKILL
+                    )  # what it has left behind; not reaped yet, so the number is its own
                 self._popen.wait()
                 ready = list(streams)  # a descendant that got away may hold them open, so their end is not waited for
             for descriptor in ready:
-                if descriptor in streams and not self._take(descriptor, events, frames, native):
+                if descriptor in streams and not self._take(descriptor, events, frames, native, all_of_it=ended):
                     streams.discard(descriptor)
                     poll.unregister(descriptor)
         for lines in native.values():
@@ -219,7 +223,9 @@ class HandlerProcess:
         self.gone.set()
         self.inbox.put({"type": "gone"})
 
-    def _take(self, descriptor: int, events: int, frames: FrameReader, native: dict[int, _Lines]) -> bool:
+    def _take(
+        self, descriptor: int, events: int, frames: FrameReader, native: dict[int, _Lines], *, all_of_it: bool
+    ) -> bool:
         """Read what is there; returns False when nothing more will come."""
         while True:
             try:
@@ -238,7 +244,7 @@ class HandlerProcess:
                         self.inbox.put(orjson.loads(body))
             else:
                 self._native(native[descriptor].feed(data))
-            if len(data) < 65_536:
+            if not all_of_it:
                 return True
 
     def _native(self, lines: list[bytes]) -> None:

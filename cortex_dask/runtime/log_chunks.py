@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from cortex_dask.io.store import Store
 from cortex_dask.runtime.logs import line
@@ -64,10 +66,17 @@ class LogChunks:
                 self._due = 0.0
                 self._condition.notify_all()
 
-    def write(self, level: str, message: str, **extra: object) -> None:
+    def write(
+        self,
+        level: str,
+        message: str,
+        labels: Mapping[str, str],
+        *,
+        batch_id: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
         """Take in a line of the engine's own."""
-        batch_id = extra.pop("batch_id", None)
-        self.add(line(level, message, self._labels, batch_id=None if batch_id is None else str(batch_id), extra=extra))
+        self.add(line(level, message, labels, batch_id=batch_id, extra=extra))
 
     def hasten(self) -> None:
         """Store soon what is there (a split ended): at once, unless a chunk was stored within the last second."""

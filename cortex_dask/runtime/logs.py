@@ -269,6 +269,10 @@ class StreamRecorder(io.TextIOBase):
             item, self.pending = self.pending, ""
             self._record(item)
 
+    def forget(self) -> None:
+        """Start anew, in a forked child: the line that waits is the parent's, and so is the lock."""
+        self._lock, self.pending = threading.RLock(), ""
+
     def _record(self, item: str) -> None:
         item = item.rstrip("\r").rpartition("\r")[2]
         if item:
@@ -303,6 +307,7 @@ def install(send: Callable[[bytes], None], labels: Mapping[str, str], level: str
     _recorders[:] = [out, err]
     sys.stdout, sys.stderr = _as_text(out), _as_text(err)
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc, assignment]  # for those who write there directly
+    os.register_at_fork(after_in_child=lambda: [recorder.forget() for recorder in _recorders])
     faulthandler.enable(file=2)
 
 

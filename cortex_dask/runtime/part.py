@@ -13,11 +13,11 @@ from cortex_dask.io.output import staging_prefix
 from cortex_dask.io.schemas import conform, is_settled, settle
 from cortex_dask.io.settings import OutputSettings
 from cortex_dask.io.splits import part_name
+from cortex_dask.io.store import StagedFile, Store
 from cortex_dask.runtime.channel import Aborted, Channel
 from cortex_dask.runtime.progress_cell import Phase, ProgressCell
 
 if TYPE_CHECKING:
-    from cortex_dask.io.store import Store
     from cortex_dask.io.writing import PartWriter
     from cortex_dask.runtime.batch import Work
 
@@ -120,6 +120,19 @@ class Gathering:
         return None if answer is None else decode_schema(answer)
 
 
+class _NotedStore(Store):
+    """A store that tells which local files it opens."""
+
+    __slots__ = ("note",)
+    note: Callable[[str], None]
+
+    def stage(self, name: str) -> StagedFile:
+        staged = super().stage(name)
+        if staged.local_path is not None:
+            self.note(staged.local_path)
+        return staged
+
+
 class StagedPart:
     """The part that an attempt writes, begun with the first row.
 
@@ -137,6 +150,8 @@ class StagedPart:
         Whether a thread of its own encodes and uploads.
     limit : int
         Bytes that may wait for that thread.
+    notify : callable
+        Told which temporary file is written, so that somebody can remove it if this process is killed.
     """
 
     def __init__(
@@ -150,8 +165,10 @@ class StagedPart:
         *,
         threaded: bool,
         limit: int,
+        notify: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._store = store
+        self._store = _NotedStore(store.url)
+        self._store.note = lambda path: notify({"type": "writing", "path": path})
         self._settings = settings
         self._name = part_name(job_id, split, settings.suffix)
         self._staged = staged_name(job_id, split, attempt_id)

@@ -154,6 +154,7 @@ class _Run:
                 job.cell,
                 threaded=self._overlap,
                 limit=self._limit,
+                notify=notify,
             )
             if attempt.task.schema is not None:
                 self._settle(decode_schema(attempt.task.schema))

@@ -100,7 +100,9 @@ def _settle_in(settings: JobSettings, directory: str | None) -> None:
         last = [entry for entry in missing if _is_library(entry)]
     sys.path[:0] = first
     sys.path += last
-    sys.path.append(str(Path(__file__).parents[1] / "compat"))  # ``cortex`` and ``cortex_internal``, for this process only
+    sys.path.append(
+        str(Path(__file__).parents[1] / "compat")
+    )  # ``cortex`` and ``cortex_internal``, for this process only
 
 
 def _is_library(entry: str) -> bool:

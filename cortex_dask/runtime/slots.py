@@ -1,0 +1,368 @@
+"""A worker's slots: for each job the handler processes that this Dask worker (or this process) drives, one per slot.
+
+A slot's process lives as long as the job: the handler is loaded once. Whoever runs a split leases the free slot with the lowest
+number, so that a job with one worker stays on one handler, and a slot's GPU stays the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from cortex_dask.io.job_directory import JobDirectory
+from cortex_dask.io.settings import JobSettings
+from cortex_dask.io.splits import batch_id
+from cortex_dask.runtime.handler_process import HandlerProcess, slot_environment
+from cortex_dask.runtime.log_chunks import LogChunks
+
+__all__ = ["JobSlots", "Slot", "close_job", "lease", "prestart", "stop_job"]
+
+_STOP_POLL = 1.0  # seconds between two looks at control/stop.json
+_STOP_GRACE = 1.5  # seconds between SIGTERM and SIGKILL: everything has to end within five
+_CLOSE_GRACE = 2.0
+_UNUSED = 300.0  # seconds after which the processes of a job that nobody uses are ended
+
+_jobs: dict[str, JobSlots] = {}
+_lock = threading.Lock()
+
+
+def lease(job_url: str) -> contextlib.AbstractContextManager[Slot]:
+    """Lease a slot of a job for the time of a ``with`` block.
+
+    Raises
+    ------
+    CortexDaskError
+        If the job cannot be read.
+    """
+    return _job(job_url).lease()
+
+
+def prestart(job_url: str, count: int) -> None:
+    """Start the first slots' processes in the background, before there is a split for them; returns at once.
+
+    They import what they need and load the handler while the job is planned. What goes wrong is reported by the first split.
+    """
+    job = _job(job_url)
+    threading.Thread(target=job.prestart, args=(count,), name="cortex-dask-prestart", daemon=True).start()
+
+
+def stop_job(job_url: str, reason: str) -> None:
+    """End the job's running handlers now; their splits end with the outcome ``stopped``. Returns at once."""
+    with _lock:
+        job = _jobs.get(_key(job_url))
+    if job is not None:
+        job.stop(reason)
+
+
+def close_job(job_url: str) -> None:
+    """End the job's processes, and store the rest of its log."""
+    with _lock:
+        job = _jobs.pop(_key(job_url), None)
+    if job is not None:
+        job.close()
+
+
+def _job(job_url: str) -> JobSlots:
+    key = _key(job_url)
+    with _lock:
+        job = _jobs.get(key)
+        if job is None or job.is_over:
+            job = _jobs[key] = JobSlots(job_url)
+        return job
+
+
+def _key(job_url: str) -> str:
+    return job_url.rstrip("/")
+
+
+@atexit.register
+def _close_all() -> None:
+    with _lock:
+        jobs = list(_jobs.values())
+        _jobs.clear()
+    for job in jobs:
+        job.close(grace=0.5)
+
+
+class Slot:
+    """One place for a handler process.
+
+    Attributes
+    ----------
+    number : int
+        From 0 on this worker.
+    worker : str
+        The slot's name in logs, records and reports.
+    failed_starts : int
+        How often in a row its process died before the handler was there.
+    """
+
+    def __init__(self, job: JobSlots, number: int) -> None:
+        self.job = job
+        self.number = number
+        self.worker = f"{job.worker}-{number}"
+        self.labels = {**job.labels, "workerID": self.worker}
+        self.failed_starts = 0
+        self.origin: int | None = None  # the split of origin that runs, for the ids of its batches
+        self.leased = False
+        self._process: HandlerProcess | None = None
+        self._planned = False
+        self._lock = threading.Lock()
+
+    @property
+    def current(self) -> HandlerProcess | None:
+        """The process, dead or alive, if there was one."""
+        return self._process
+
+    def process(self) -> HandlerProcess:
+        """Return the slot's process, started if there is none, and told the plan as soon as there is one."""
+        with self._lock:
+            process = self._process
+            # One that has died before it was looked at still has to say why.
+            if process is None or (process.gone.is_set() and process.runs):
+                self._process, self._planned = self._start(), False
+            assert self._process is not None
+            if not self._planned and (plan := self.job.plan()) is not None:
+                self._process.send(plan)
+                self._planned = True
+            return self._process
+
+    def log(self, level: str, message: str, *, batch: str | None = None, **extra: Any) -> None:
+        """Write a line of the engine's own."""
+        self.job.chunks.write(level, message, self.labels, batch_id=batch, extra=extra)
+
+    def _start(self) -> HandlerProcess:
+        settings = self.job.settings
+        environment = slot_environment(
+            os.environ, settings.handler.env, cpu=settings.compute.cpu, gpu=settings.compute.gpu, slot=self.number
+        )
+        process = HandlerProcess(environment, self.job.chunks, self.labels, self._batch_id)
+        try:
+            directory = self.job.project_directory()
+        except BaseException:
+            process.kill()
+            raise
+        process.send(
+            {
+                "type": "setup",
+                "settings": settings.to_json(),
+                "job_url": self.job.url,
+                "directory": directory,
+                "labels": self.labels,
+            }
+        )
+        return process
+
+    def _batch_id(self, index: int) -> str | None:
+        return None if self.origin is None else batch_id(self.job.settings.job_id, self.origin, index)
+
+
+class JobSlots:
+    """The slots of one job in this process; safe to use from many threads.
+
+    Attributes
+    ----------
+    rows_limit : int or None
+        The most rows that this job's handlers take at once, learnt from those that ran out of memory.
+    schema : str or None
+        The output's schema, once it is known here.
+    has_completion : bool or None
+        Whether the handler has ``on_job_complete``; None until one was loaded.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.worker = f"{re.sub(r'[^A-Za-z0-9.-]', '-', socket.gethostname())}-{os.getpid()}"
+        self.rows_limit: int | None = None
+        self.schema: str | None = None
+        self.has_completion: bool | None = None
+        self.stopped: str | None = None
+        self.closed = False
+        self._directory: JobDirectory | None = None
+        self._settings: JobSettings | None = None
+        self._chunks: LogChunks | None = None
+        self._plan: dict[str, Any] | None = None
+        self._project: str | None = None
+        self._slots: list[Slot] = []
+        self._used = time.monotonic()
+        self._changed = threading.Condition()
+        self._reading = threading.RLock()
+        self._watching = False
+
+    # what is read once ------------------------------------------------------------------------------------------------
+
+    @property
+    def directory(self) -> JobDirectory:
+        """The job directory."""
+        if self._directory is None:
+            self._directory = JobDirectory(self.url)
+        return self._directory
+
+    @property
+    def settings(self) -> JobSettings:
+        """The job's settings."""
+        with self._reading:
+            if self._settings is None:
+                self._settings = self.directory.settings()
+            return self._settings
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What every log line of the job carries."""
+        settings = self.settings
+        return {
+            **settings.labels,
+            "apiName": settings.api_name,
+            "apiKind": "BatchAPI",
+            "apiID": settings.api_id,
+            "jobID": settings.job_id,
+        }
+
+    @property
+    def chunks(self) -> LogChunks:
+        """The job's log, as this worker writes it."""
+        with self._reading:
+            if self._chunks is None:
+                labels = {**self.labels, "workerID": self.worker}
+                self._chunks = LogChunks(self.directory.store, self.worker, labels)
+            return self._chunks
+
+    def plan(self) -> dict[str, Any] | None:
+        """Return the command that tells a process the plan; None while the job is not planned."""
+        with self._reading:
+            if self._plan is None and (header := self.directory.plan_header()) is not None:
+                status = self.directory.read_json("status.json") or {}
+                start_time = status.get("start_time") or self.settings.created_time
+                self._plan = {"type": "plan", "header": header.to_json(), "start_time": start_time}
+            return self._plan
+
+    def project_directory(self) -> str | None:
+        """Return where this host has unpacked the project; None for a class that travels by value."""
+        with self._reading:
+            digest = self.settings.handler.project
+            if digest is not None and self._project is None:
+                from cortex_dask.cache import unpack
+
+                store = self.directory.store
+                self._project = unpack(lambda: store.read(f"project/{digest}.tar.gz"), digest)
+            return self._project
+
+    # slots ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was stopped or closed and nobody uses it any more, so that a new one may take its place."""
+        with self._changed:
+            return (self.stopped is not None or self.closed) and not any(slot.leased for slot in self._slots)
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[Slot]:
+        """Lease the free slot with the lowest number; there is always one."""
+        _ = self.chunks  # the settings are read now, by whoever can say that they cannot be
+        with self._changed:
+            slot = next((slot for slot in self._slots if not slot.leased), None)
+            if slot is None:
+                slot = Slot(self, len(self._slots))
+                self._slots.append(slot)
+            slot.leased = True
+            self._watch()
+        try:
+            yield slot
+        finally:
+            with self._changed:
+                slot.leased = False
+                self._used = time.monotonic()
+
+    def prestart(self, count: int) -> None:
+        """Start the first processes."""
+        with contextlib.suppress(Exception):  # whatever it is, the first split meets it too, and can report it
+            _ = self.chunks
+            for number in range(count):
+                with self._changed:
+                    if self.closed or self.stopped is not None:
+                        return
+                    if number >= len(self._slots):
+                        self._slots.append(Slot(self, number))
+                    slot = self._slots[number]
+                    self._watch()
+                slot.process()
+            self._end_if_over()
+
+    def stop(self, reason: str) -> None:
+        """End all processes now."""
+        with self._changed:
+            if self.stopped is not None or self.closed:
+                return
+            self.stopped = reason
+            self._changed.notify_all()
+        for process in self._processes():
+            threading.Thread(target=process.terminate, args=(_STOP_GRACE,), daemon=True).start()
+
+    def close(self, grace: float = _CLOSE_GRACE) -> None:
+        """End all processes in good order, or kill them after some seconds, and store the rest of the log."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+        processes = self._processes()
+        for process in processes:
+            process.close()
+        deadline = time.monotonic() + grace
+        for process in processes:
+            if not process.gone.wait(max(deadline - time.monotonic(), 0)):
+                process.kill()
+        if self._chunks is not None:
+            self._chunks.close()
+
+    def _processes(self) -> list[HandlerProcess]:
+        with self._changed:
+            return [slot.current for slot in self._slots if slot.current is not None and not slot.current.gone.is_set()]
+
+    def _end_if_over(self) -> None:
+        """End processes that were started while the job was being closed or stopped."""
+        if self.closed or self.stopped is not None:
+            for process in self._processes():
+                process.kill()
+
+    # watching ---------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Have a thread that looks for a request to stop while splits run, and ends what nobody uses; with the lock held."""
+        if not self._watching:
+            self._watching = True
+            threading.Thread(target=self._watch_control, name="cortex-dask-control", daemon=True).start()
+        else:
+            self._changed.notify_all()
+
+    def _watch_control(self) -> None:
+        next_poll = time.monotonic()
+        while True:
+            with self._changed:
+                if self.closed or self.stopped is not None:
+                    return
+                busy = any(slot.leased for slot in self._slots)
+                now = time.monotonic()
+                due = next_poll if busy else self._used + _UNUSED
+                if now < due:
+                    self._changed.wait(due - now)
+                    continue
+            if not busy:
+                self._retire()
+                return
+            next_poll = now + _STOP_POLL
+            with contextlib.suppress(OSError):  # a store that cannot be asked has no answer; it is asked again
+                request = self.directory.stop_request()
+                if request is not None:
+                    self.stop(request.get("reason") or "")
+
+    def _retire(self) -> None:
+        with _lock:
+            if _jobs.get(_key(self.url)) is self:
+                del _jobs[_key(self.url)]
+        self.close()
