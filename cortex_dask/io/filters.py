@@ -131,15 +131,21 @@ def columns_of(filters: Filters | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(predicate.column for group in filters or () for predicate in group))
 
 
-def plain_filters(filters: Filters | None) -> Any:
-    """Return the filters as JSON values, from which :func:`parse_filters` and :func:`bind` make them again."""
+def plain_filters(filters: Filters | None, *, exact: bool = True) -> Any:
+    """Return the filters as JSON values.
+
+    From those of bound filters, :func:`parse_filters` and :func:`bind` make the same ones again; with ``exact`` unset,
+    decimals become numbers, as JSON records have them.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, list):
             return [plain(one) for one in value]
         if isinstance(value, (datetime.date, datetime.time)):
             return value.isoformat()
-        return str(value) if isinstance(value, Decimal) else value
+        if isinstance(value, Decimal):
+            return str(value) if exact else float(value)
+        return value
 
     return None if filters is None else [[[p.column, p.op, plain(p.value)] for p in group] for group in filters]
 

@@ -189,7 +189,8 @@ def _entry(fs: Any, path: str, url: str) -> dict[str, Any] | None:
 
 def _remote_file(fs: Any, info: dict[str, Any], url: str, path: str, base: str) -> InputFile:
     name = info["name"]
-    full = url[: len(url) - len(path)] + name if url.endswith(path) else _unstripped(fs, name, url)
+    given = url.rstrip("/")
+    full = given[: len(given) - len(path)] + name if given.endswith(path) else _unstripped(fs, name, url)
     size = info.get("size")
     if size is None:
         raise DatasetError(f"{shown_url(full)} cannot be read: its server does not tell its size, so download it first")

@@ -183,7 +183,7 @@ class _ParquetPlan:
             batch_size=self._dataset.batch_size,
             schema=encode_schema(pa.schema([fields[name] for name in output])),
             columns=tuple(output),
-            filters=plain_filters(self._filters and self._unbound),
+            filters=plain_filters(self._filters),
             files=len(self._files),
             splits=0,
             batches=0,

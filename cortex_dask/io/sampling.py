@@ -93,7 +93,7 @@ def plan_json(
         batch_size=dataset.batch_size,
         schema=None,
         columns=dataset.columns,
-        filters=plain_filters(filters),
+        filters=plain_filters(filters, exact=False),
         files=len(files),
         splits=0,
         batches=0,

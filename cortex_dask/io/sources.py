@@ -115,12 +115,19 @@ class _RemoteFile(io.RawIOBase):
         if stop <= self._at:
             return b""
 
-        def fetch() -> bytes:
+        def fetch() -> bytes | None:
             self._file.seek(self._at)
-            data: bytes = self._file.read(stop - self._at)
+            try:
+                data: bytes = self._file.read(stop - self._at)
+            except OSError as error:
+                if type(error).__name__ == "FileExpired":  # s3fs: the object is not the one that was opened
+                    return None
+                raise
             return data
 
         data = persist(fetch, self._path)
+        if data is None:
+            raise _changed(self._path)
         self._at += len(data)
         return data
 
@@ -154,9 +161,7 @@ def translated(path: str) -> Iterator[None]:
 
     try:
         yield
-    except CortexDaskError as error:
-        if type(error.__cause__).__name__ == "FileExpired":  # s3fs: the object is not the one that was opened
-            raise _changed(path) from None
+    except CortexDaskError:
         raise
     except FileNotFoundError:
         raise UnreadableInput(path, "is gone since the job was planned") from None
