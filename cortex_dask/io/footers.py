@@ -126,10 +126,7 @@ class _Summary:
 
 
 def _read_metadata(file: InputFile) -> pq.FileMetaData:
-    local = local_path(file.path)
     try:
-        if local is not None:
-            return pq.read_metadata(local, memory_map=False)
         tail = read_range(file.path, max(0, file.size - _TAIL), file.size)
         length = int.from_bytes(tail[-8:-4], "little") + 8
         if len(tail) < 12 or tail[-4:] != _MAGIC or length + 4 > file.size:

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cortex_dask.errors import DatasetError
+from cortex_dask.errors import DatasetError, StorageError
 from cortex_dask.io import footers
 from cortex_dask.io.planning import plan
 from cortex_dask.io.reading import BadLine, Batch, UnreadableInput, read_split
 from cortex_dask.io.splits import DatasetInput, Plan
+from tests.faulty_s3 import FaultyS3
 
 pytestmark = pytest.mark.s3
 
@@ -126,3 +127,37 @@ def test_what_is_not_there_is_said_so(s3: str) -> None:
         plan(DatasetInput((f"{s3}/nothing",)), workers=1)
     with pytest.raises(DatasetError, match=r"no-such-bucket"):
         plan(DatasetInput(("s3://no-such-bucket-at-all/in",)), workers=1)
+
+
+def test_requests_are_few_and_survive_a_store_that_stumbles(faulty_s3: FaultyS3, tmp_path: Path) -> None:
+    fs, url = fsspec.filesystem("s3"), faulty_s3.bucket
+    for number in range(5):
+        table = pa.table(
+            {"n": np.arange(number * 1000, number * 1000 + 1000), "x": np.zeros(1000), "y": np.zeros(1000)}
+        )
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=1000)
+    fs.put(str(tmp_path), f"{url}/in", recursive=True)
+    fs.pipe(f"{url}/lines.jsonl", b"".join(b'{"n": %d}\n' % n for n in range(5000)))
+    faulty_s3.heal()
+    made = plan(DatasetInput((f"{url}/in/",), batch_size=1000, columns=("n", "x")), workers=1)
+    asked = [str(request) for request in faulty_s3.requests]
+    assert len([request for request in asked if ".parquet" in request]) == 5, asked  # one for each footer
+    assert len(asked) <= 10, asked
+    lines = plan(DatasetInput((f"{url}/lines.jsonl",), batch_size=1000), workers=1)
+    for match, when, how in (("GET", "after", "drop"), ("HEAD", "before", "503")):
+        faulty_s3.heal()
+        faulty_s3.fail(2, when=when, how=how, match=match)  # type: ignore[arg-type]
+        assert [row["n"] for row in read(made)[0]] == list(range(5000))
+        assert [row["n"] for row in read(lines)[0]] == list(range(5000))
+        assert faulty_s3.failed == 1
+
+
+def test_a_refused_read_is_the_stores_trouble_not_the_files(faulty_s3: FaultyS3) -> None:
+    fs, url = fsspec.filesystem("s3"), faulty_s3.bucket
+    fs.pipe(f"{url}/x.jsonl", b'{"n": 1}\n')
+    made = plan(DatasetInput((f"{url}/x.jsonl",)), workers=1)
+    faulty_s3.fail(how="403 AccessDenied", match="x.jsonl", count=None)
+    with pytest.raises(StorageError, match=r"access to s3://.*x\.jsonl is denied"):
+        read(made)
+    with pytest.raises(DatasetError, match=r"access to s3://.*x\.jsonl is denied"):
+        plan(DatasetInput((f"{url}/x.jsonl",)), workers=1)
