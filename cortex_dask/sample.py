@@ -92,8 +92,8 @@ class Sample:
     failures: tuple[str, ...]  # one line for each batch that failed
     schema: tuple[tuple[str, str], ...]  # columns of the output and their types
     first_rows: tuple[dict[str, Any], ...]
-    seconds: float  # reading, handling and writing, without loading the handler
-    start_seconds: float  # everything else: loading the handler
+    seconds: float  # reading, handling and writing
+    start_seconds: float  # everything else: starting the process and loading the handler
     rows_per_second: float  # of one worker
     projected_seconds: float | None  # for the whole job with its workers; None: nothing was measured
     total_rows: int
@@ -173,7 +173,7 @@ def _output_warnings(output: OutputSettings | None) -> list[str]:
 
 
 def run_sample(resolved: ResolvedJob, batches: int) -> Sample:
-    """Run the first batches of a job in this thread, as ``cluster="inline"`` does, with a temporary output directory.
+    """Run the first batches of a job here, in one handler process, with a temporary output directory.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ def run_sample(resolved: ResolvedJob, batches: int) -> Sample:
         header = replace(planned.header, splits=len(chosen), batches=batches, batches_exact=False)
         directory.write_plan(header, chosen)
         began = time.perf_counter()
-        job = Job(directory.url, cluster="inline").start()
+        job = Job(directory.url, cluster="local").start()
         job.watch(SilentDisplay())
         elapsed = time.perf_counter() - began
         job.raise_unless_complete(warn=False)

@@ -16,16 +16,23 @@ does not meet them for the first time on a cluster. Breakpoints work.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
+
+from cortex_dask.runtime.logs import JsonHandler
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
     from cortex_dask.client import Options
+    from cortex_dask.spec import ResolvedJob
 
 __all__ = ["Result", "run_inline"]
 
@@ -93,11 +100,14 @@ def run_inline(
     JobFailedError
         If the handler does not load, or ``on_job_complete`` raises.
     """
+    import orjson
+
     from cortex_dask import spec
     from cortex_dask.client import create_directory
     from cortex_dask.display import SilentDisplay
     from cortex_dask.io.job_directory import JobDirectory
     from cortex_dask.job import Job
+    from cortex_dask.job_logs import to_frame
 
     given: dict[str, Any] = {"max_attempts": 1, **{name: value for name, value in options.items() if value is not None}}
     with tempfile.TemporaryDirectory(prefix="cortex-dask-testing-") as folder:
@@ -105,11 +115,46 @@ def run_inline(
         resolved = spec.resolve(handler, input=source, output=str(Path(folder) / "output"), **given)
         directory = JobDirectory(str(Path(folder) / "job"))
         create_directory(directory, resolved)
-        job = Job(directory.url, cluster="inline").start()
+        lines: list[bytes] = []
+        with _surroundings(resolved), _recorded(lines, resolved.settings.handler.log_level):
+            job = Job(directory.url, cluster="inline").start()
         document = job.watch(SilentDisplay())
         job.raise_unless_complete(warn=False)
-        logs = job.logs()
-        return Result(str(document["status"]), job.to_arrow(), job.failures(), logs, document)  # type: ignore[arg-type]  # not followed
+        logs = to_frame(orjson.loads(line) for line in lines)
+        return Result(str(document["status"]), job.to_arrow(), job.failures(), logs, document)
+
+
+@contextlib.contextmanager
+def _surroundings(resolved: ResolvedJob) -> Iterator[None]:
+    """Give a project's handler its working directory and environment variables, as its process in a job has them."""
+    if resolved.archive is None:
+        yield
+        return
+    from cortex_dask.dotenv_file import read_dotenv
+
+    before = dict(os.environ)
+    os.environ.update({**read_dotenv(resolved.archive.directory), **resolved.settings.handler.env})
+    try:
+        with contextlib.chdir(resolved.archive.directory):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _recorded(lines: list[bytes], level: str) -> Iterator[None]:
+    """Collect what is logged, as the lines that a job would have; what is printed goes where it always goes."""
+    root = logging.getLogger()
+    handler = JsonHandler(lines.append, {})
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+        root.removeHandler(handler)
 
 
 def _stored(data: Any, folder: Path) -> str:

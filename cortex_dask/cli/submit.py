@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["submit"]
 
-_SECONDS = click.FloatRange(min=0, min_open=True)
+_BATCH_FORMATS = click.Choice(["pandas", "pyarrow", "polars", "numpy", "records"])
+_MODES = click.Choice(["error", "append", "overwrite"])
+_FORMATS = click.Choice(["auto", "parquet", "json"])
 
 
 @click.command()
@@ -26,7 +28,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @click.option("--output", metavar="URL", help="The output directory.")
 @click.option("--workers", type=int, metavar="N", help="Handler processes that run at the same time.")
 @click.option("--batch-size", type=int, metavar="N", help="Rows in a batch.")
-@click.option("--batch-format", metavar="FORMAT", help="pandas (default), pyarrow, polars, numpy or records.")
+@click.option("--batch-format", type=_BATCH_FORMATS, help="What the handler gets; pandas by default.")
 @click.option("--columns", metavar="A,B", help="Read only these columns.")
 @click.option(
     "--filter",
@@ -36,19 +38,19 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     help='Read only matching rows, e.g. "x > 5"; all must hold.',
 )
 @click.option("--keep", metavar="all|A,B", help="Input columns that stand beside the returned ones.")
-@click.option("--mode", metavar="MODE", help="Where the output holds data: error (default), append or overwrite.")
+@click.option("--mode", type=_MODES, help="What to do when the output holds data already; error by default.")
 @click.option(
     "--config", "configs", multiple=True, metavar="KEY=VALUE", help="Overrides handler.config; also JSON, or @file."
 )
-@click.option("--timeout", type=_SECONDS, metavar="SECONDS", help="For the whole job.")
-@click.option("--batch-timeout", type=_SECONDS, metavar="SECONDS", help="For one batch.")
-@click.option("--stall-timeout", type=_SECONDS, metavar="SECONDS", help="For a split without any progress.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="For the whole job.")
+@click.option("--batch-timeout", type=float, metavar="SECONDS", help="For one batch.")
+@click.option("--stall-timeout", type=float, metavar="SECONDS", help="For a split without any progress.")
 @click.option("--max-attempts", type=int, metavar="N", help="How often a batch is tried.")
 @click.option("--max-failed-batches", metavar="N|P%", help="Stop early when more batches fail for good.")
 @click.option("--cluster", metavar="WHERE", help="local, inline, or the address of a Dask scheduler.")
 @click.option("--job-id", metavar="ID", help="The same id again attaches to the job, resumes it, or shows it.")
 @click.option("--api", metavar="NAME", help="Which API, when TARGET has several.")
-@click.option("--format", "input_format", metavar="FORMAT", help="The input's format: auto (default), parquet or json.")
+@click.option("--format", "input_format", type=_FORMATS, help="The input's format; by its names by default.")
 @options.environment
 @options.output_format
 @click.option("--dry-run", is_flag=True, help="List files, splits, batches and bytes; run and write nothing.")
