@@ -1,8 +1,9 @@
 """The supervisor: runs a split in a slot's handler process, watches it, and decides what a death means.
 
-It runs in a thread of the Dask worker, so nothing that a handler does can hit the worker: a crash, a hang, a memory hog end a
-child process, and the supervisor knows from the :mod:`progress cell <cortex_dask.runtime.progress_cell>` which batch was in hand. That batch
-has failed an attempt; the split is run again in a new process that passes over what has used up its attempts.
+It runs in a thread of the Dask worker, so nothing that a handler does can hit the worker: a crash, a hang, a memory
+hog end a child process, and the supervisor knows from the :mod:`progress cell <cortex_dask.runtime.progress_cell>`
+which batch was in hand. That batch has failed an attempt; the split is run again in a new process that passes over
+what has used up its attempts.
 """
 
 from __future__ import annotations
@@ -84,7 +85,6 @@ class _Death:
     message: str
     snapshot: Snapshot | None  # None: it had not begun with the split
     traceback: str | None
-    blamed: bool = True  # False: the batch in hand is another one than the one it was killed for
 
 
 class _Supervision:
@@ -159,7 +159,8 @@ class _Supervision:
             case "misfit":
                 self._failed_attempts += 1
             case "recovered":
-                # What it returned was lost if the process dies later: its attempts are its own again, not used up by others.
+                # What it returned was lost if the process dies later: its attempts are its own again, not used up by
+                # others.
                 known = self._history.of(event["batch"])
                 known.attempts = 0
             case "rows limit":
@@ -230,7 +231,7 @@ class _Supervision:
             return self._failed_start(death)
         self._history.careful = self._history.careful or death.cause in ("crash", "out of memory")
         snapshot = death.snapshot
-        if snapshot is None or snapshot.batch is None or not death.blamed:
+        if snapshot is None or snapshot.batch is None:
             return self._nobody_to_blame(death)
         index = snapshot.batch
         self._failed_attempts += 1
@@ -467,11 +468,11 @@ class _Watch:
         """Say how the process ended: killed by us for a reason, or by itself."""
         if self._job.stopped is not None or self._job.closed:
             return self._supervision.stopped()
-        snapshot = self._snapshot()
         if reason is not None:
-            # Between the look and the kill it may have begun with another batch, which is not to blame.
-            same = seen is None or snapshot is None or (snapshot.batch, snapshot.called) == (seen.batch, seen.called)
-            return _Death(reason[0], reason[1], snapshot, trace, same)
+            # The batch that was seen over its limit is the one to blame. The signal that asked where it hangs may
+            # have ended its wait, so that the process has begun with another one before it was killed.
+            return _Death(reason[0], reason[1], seen or self._snapshot(), trace)
+        snapshot = self._snapshot()
         code = self._process.returncode
         message = f"the handler process {describe_exit(code)}"
         limit = self._memory_limit
