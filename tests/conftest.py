@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ def s3_server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of a fresh bucket; this process and its children reach it through the environment."""
     from tests.s3 import ENVIRONMENT
 
@@ -33,19 +34,24 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
-    forget_file_systems()
-    yield f"s3://{s3_server.make_bucket()}"
-    forget_file_systems()
+    follow_environment()
+    return f"s3://{s3_server.make_bucket()}"
+
+
+@pytest.fixture(scope="session")
+def _faulty_server(s3_server: S3Server) -> Iterator[FaultyS3]:
+    with FaultyS3(s3_server.url) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def faulty_s3(s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+def faulty_s3(s3: str, _faulty_server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     """A proxy in front of the S3 server that fails on demand, with a fresh bucket; the environment points to it."""
-    with FaultyS3(s3_server.url, bucket=s3) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        forget_file_systems()
-        yield proxy
-        forget_file_systems()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", _faulty_server.url)
+    follow_environment()
+    _faulty_server.bucket = s3
+    yield _faulty_server
+    _faulty_server.heal()
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -56,11 +62,16 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.getfixturevalue('s3')}/store"
 
 
-def forget_file_systems() -> None:
-    """Drop the file systems that fsspec keeps: they remember the endpoint and the credentials of an earlier test."""
-    import fsspec
+_caches: dict[frozenset[tuple[str, str]], dict[str, object]] = {}
+
+
+def follow_environment() -> None:
+    """Let fsspec reuse only file systems that were made in this environment: they remember endpoint and credentials.
+
+    Fixtures do this; a test that changes the environment in the middle does it afterwards. Making a file system takes
+    longer than most tests, so those of other environments are kept for the next test that has the same.
+    """
     from s3fs import S3FileSystem
 
-    S3FileSystem.clear_instance_cache()
-    fsspec.filesystem("memory").store.clear()
-    fsspec.filesystem("memory").pseudo_dirs[:] = [""]
+    environment = frozenset(item for item in os.environ.items() if item[0].startswith(("AWS_", "FSSPEC_")))
+    S3FileSystem._cache = _caches.setdefault(environment, {})

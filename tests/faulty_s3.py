@@ -59,25 +59,25 @@ class FaultyS3:
     ----------
     target : str
         The URL of the server behind it.
-    bucket : str
-        The URL of a bucket, for tests that want one; not used by the proxy.
 
     Attributes
     ----------
     url : str
         The proxy's endpoint, for ``AWS_ENDPOINT_URL``.
+    bucket : str
+        The URL of a bucket that is the test's own; set by the fixture, not used by the proxy.
     requests : list of Request
         Every request so far, failed ones included, in the order in which they came.
     """
 
-    def __init__(self, target: str, bucket: str = "") -> None:
-        self.bucket = bucket
+    def __init__(self, target: str) -> None:
+        self.bucket = ""
         self.requests: list[Request] = []
         self._target = urlsplit(target)
         self._rules: list[_Rule] = []
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, name="faulty-s3", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="faulty-s3", daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> FaultyS3:

@@ -12,7 +12,7 @@ from typing import Any
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
 
-__all__ = ["ENVIRONMENT", "S3Server"]
+__all__ = ["ENVIRONMENT", "SIGNED", "S3Server"]
 
 #: What every process that uses the test server has in its environment, beside AWS_ENDPOINT_URL.
 ENVIRONMENT = {
@@ -24,6 +24,9 @@ ENVIRONMENT = {
     "AWS_CONFIG_FILE": "/nonexistent/config",
     "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent/credentials",
 }
+
+#: An Authorization header: moto finds a request's account and region in it, and checks no signature.
+SIGNED = "AWS4-HMAC-SHA256 Credential=testing/20200101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 
 WSGIApplication = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -58,7 +61,7 @@ class S3Server:
             "127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler
         )
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="s3-server", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="s3-server", daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> S3Server:
@@ -74,10 +77,6 @@ class S3Server:
         """Make an empty bucket with a name that nobody else has, and return the name."""
         name = f"bucket-{uuid.uuid4().hex[:16]}"
         request = urllib.request.Request(f"{self.url}/{name}", method="PUT")
-        request.add_header("Authorization", _SIGNED)
+        request.add_header("Authorization", SIGNED)
         with urllib.request.urlopen(request, timeout=30):
             return name
-
-
-# moto finds the account and region of a request in this header; it checks no signature
-_SIGNED = "AWS4-HMAC-SHA256 Credential=testing/20200101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"

@@ -16,8 +16,9 @@ from cortex_dask.io.store import Store
 #: Names that some layer could take for a pattern, a query, a fragment or an escape.
 ODD_NAMES = ["a b.txt", "[x].txt", "100%41.txt", "héllo.txt", "q?.txt", "star*.txt", "#1.txt", "a+b&c=d.txt"]
 
-#: More than two blocks of a multipart upload.
-LARGE = 2 * (16 << 20) + 5
+#: The smallest block of a multipart upload that S3 takes, and a file of more than two.
+BLOCK = 5 << 20
+LARGE = 2 * BLOCK + 5
 
 
 class StoreSuite:
@@ -209,9 +210,14 @@ class StoreSuite:
 
     @pytest.mark.parametrize("size", [10, LARGE])
     def test_an_exception_publishes_nothing(self, store: Store, size: int) -> None:
-        with pytest.raises(ZeroDivisionError), store.stage("part") as file:
-            file.write(bytes(size))
-            raise ZeroDivisionError
+        def fail() -> None:
+            with file:
+                file.write(bytes(size))
+                raise ZeroDivisionError
+
+        file = store.stage("part")
+        with pytest.raises(ZeroDivisionError):
+            fail()
         assert store.names() == []
         with pytest.raises(ValueError, match="discarded"):
             file.commit()

@@ -42,6 +42,8 @@ _KEYS_PER_DELETE = 1000  # the limit of S3's DeleteObjects
 
 #: What botocore tries by itself; a setting of the user's stands. Its default may sleep for many seconds.
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 3}
+#: How often s3fs tries a request whose connection was dropped: for readers that use it directly; the rest is up to Store.
+_S3FS_TRIES = 2
 
 _create_lock = threading.Lock()
 
@@ -59,7 +61,7 @@ class RemoteFiles:
         self._process = os.getpid()
         self._fs, self._root = url_to_fs(url, **_options(self._protocol))
         if self._s3:
-            self._fs.retries = 2  # of dropped connections, on top of botocore's own and below ours
+            self._fs.retries = _S3FS_TRIES
 
     def path(self, name: str) -> str:
         """Return a file's path as the file system takes it."""

@@ -258,7 +258,11 @@ def stage_slowly():
         for _ in range(3 << 10):
             file.write(bytes(1 << 10))
         file.commit()
-for attempt in (lambda: store.write("small", bytes(3 << 20)), lambda: store.create("new", bytes(3 << 20)), stage, stage_slowly):
+def write():
+    store.write("small", bytes(3 << 20))
+def create():
+    store.create("new", bytes(3 << 20))
+for attempt in (write, create, stage, stage_slowly):
     try:
         attempt()
     except StorageError as error:
