@@ -18,11 +18,12 @@ import stat
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cortex_dask.errors import ProjectError
 
@@ -39,7 +40,8 @@ _UNUSED_DAYS = 14.0
 _UNPACKED_LIMIT = 1 << 30
 
 #: Locks that this process holds on the projects it uses, until it ends.
-_in_use: dict[str, IO[bytes]] = {}
+_in_use: dict[str, int] = {}
+_in_use_lock = threading.Lock()
 
 
 def cache_root() -> str:
@@ -194,20 +196,22 @@ def _private_folder(folder: Path) -> Path:
 
 def _use(projects: Path, content_hash: str) -> None:
     """Note that this process uses the project from now on, so that nobody removes it."""
-    mark = projects / f"{content_hash}.used"
-    held = _in_use.get(str(mark))
-    while held is None or held.closed or not _same_file(held, mark):
-        # Kept open on purpose: the lock lasts as long as the process. Opened again if somebody has just removed it.
-        held = _in_use[str(mark)] = mark.open("ab")
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(held, fcntl.LOCK_SH)
+    mark = str(projects / f"{content_hash}.used")
+    with _in_use_lock:
+        while (held := _in_use.get(mark)) is None or not _same_file(held, mark):
+            # Kept open on purpose: the lock lasts as long as the process. Opened again if somebody has just removed it.
+            _in_use[mark] = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(_in_use[mark], fcntl.LOCK_SH)
+            if held is not None:
+                os.close(held)
     with contextlib.suppress(OSError):
         os.utime(mark)
 
 
-def _same_file(file: IO[bytes], path: Path) -> bool:
+def _same_file(descriptor: int, path: str) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116 - samestat wants its result
     except OSError:
         return False
 
