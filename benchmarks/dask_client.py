@@ -5,24 +5,17 @@ The model is kept per process; a task reads its file batch by batch and writes i
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from distributed import Client, LocalCluster
-from workloads import WORKLOADS, mark, run_of
-
-
-@cache
-def model(workload: str, data: Path, marks: str | None):
-    mark(marks)
-    return WORKLOADS[workload].model(data)
+from workloads import WORKLOADS, kept_model, run_of
 
 
 def rows(path: Path, target: Path, workload: str, data: Path, marks: str | None) -> int:
-    predict = model(workload, data, marks)
+    predict = kept_model(workload, data, marks)
     count, writer, held = 0, None, []
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(WORKLOADS[workload].batch_size, use_threads=False):
@@ -40,7 +33,7 @@ def rows(path: Path, target: Path, workload: str, data: Path, marks: str | None)
 
 
 def lines(path: Path, target: Path, workload: str, data: Path, marks: str | None) -> int:
-    predict = model(workload, data, marks)
+    predict = kept_model(workload, data, marks)
     size = WORKLOADS[workload].batch_size
     records = [orjson.loads(line) for line in path.read_bytes().splitlines()]
     with target.open("wb") as file:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from distributed import Client, LocalCluster
-from workloads import WORKLOADS, mark, run_of
-
-
-@cache
-def model(workload: str, data: Path, marks: str | None):
-    mark(marks)
-    return WORKLOADS[workload].model(data)
+from workloads import WORKLOADS, kept_model, run_of
 
 
 def frames(frame: pd.DataFrame, workload: str, data: Path, marks: str | None) -> pd.DataFrame:
-    predict = model(workload, data, marks)
+    predict = kept_model(workload, data, marks)
     size = WORKLOADS[workload].batch_size
     results = []
     for start in range(0, len(frame), size):
@@ -29,7 +22,7 @@ def frames(frame: pd.DataFrame, workload: str, data: Path, marks: str | None) ->
 
 
 def records(part, workload: str, data: Path, marks: str | None) -> list[dict]:
-    predict = model(workload, data, marks)
+    predict = kept_model(workload, data, marks)
     size = WORKLOADS[workload].batch_size
     rows = list(part)
     return [result for start in range(0, len(rows), size) for result in predict(rows[start : start + size])]
@@ -47,8 +40,7 @@ def main() -> None:
         else:
             import dask.dataframe as dd
 
-            prediction = np.float64 if run.workload.name == "W2" else np.float32
-            meta = {"id": np.int64, "prediction": prediction}
+            meta = {"id": np.int64, "prediction": run.workload.prediction}
             frame = dd.read_parquet(str(run.data / "input"))
             frame.map_partitions(frames, **known, meta=meta).to_parquet(str(run.output), write_index=False)
 

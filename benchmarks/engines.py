@@ -66,6 +66,9 @@ class Engine:
         return [python, str(HERE / self.script)]
 
 
+#: What the workloads themselves import.
+MODEL = ("numpy", "joblib", "scikit-learn")
+
 #: In the order of the table; the first is what the others are measured against.
 ENGINES = {
     engine.name: engine
@@ -74,5 +77,14 @@ ENGINES = {
         Engine("ours", "cortex_dask", "ours.py", versions=("cortex-dask", "distributed", "numpy", "pandas", "pyarrow")),
         Engine("dask_client", "Dask client.map", "dask_client.py", versions=("distributed", "numpy", "pyarrow")),
         Engine("dask_dataframe", "dask.dataframe", "dask_dataframe.py", versions=("dask", "pandas", "pyarrow")),
+        Engine("daft", "Daft", "daft_class.py", ("daft", *MODEL), ("daft", "numpy", "pyarrow")),
+        Engine("ray_data", "Ray Data", "ray_data.py", ("ray[data]", *MODEL), ("ray", "numpy", "pyarrow")),
+        Engine(
+            "spark",
+            "Spark",
+            "spark_arrow.py",
+            ("pyspark", "pandas<3", "pyarrow", *MODEL),
+            ("pyspark", "numpy", "pyarrow"),
+        ),
     )
 }

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 from workloads import run_of
 
 
 class Handler:
-    """The handler: it finds the shared work beside this file."""
-
     def __init__(self, config):
-        sys.path.insert(0, config["benchmarks"])
         from workloads import WORKLOADS
 
         self.model = WORKLOADS[config["workload"]].model(Path(config["data"]))
@@ -42,7 +37,6 @@ def main() -> None:
         output_format="json" if lines else "parquet",
         workers=run.workers,
         config={
-            "benchmarks": os.path.dirname(os.path.abspath(__file__)),
             "workload": run.workload.name,
             "data": str(run.data),
             "marks": run.marks,

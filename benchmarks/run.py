@@ -97,7 +97,10 @@ def _one(
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     # one thread a worker: the engines share the cores between processes, as each advises for this kind of work
     environment |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    environment |= {"CORTEX_DASK_HOME": str(home.absolute())}
+    # several engines' worker processes import ``workloads`` by its name
+    path = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]
+    environment |= {"PYTHONPATH": os.pathsep.join(path)}
+    environment |= {"DASK_CORTEX_DASK__STORE": str(home)}
     measured = measure(command, scratch / "log.txt", environment=environment, limit=options.limit)
     error = measured.error
     rows = 0
@@ -109,10 +112,16 @@ def _one(
     steady = None
     begun = [float(path.read_text()) for path in marks.iterdir()]
     if begun and not error:
-        written = max(path.stat().st_mtime for path in output.rglob("part*"))
+        written = max(path.stat().st_mtime for path in parts(output))
         steady = max(0.0, written - max(begun))
     shutil.rmtree(output, ignore_errors=True)
     return Result(workload.name, engine.name, measured.wall, steady, measured.cpu, measured.memory, rows, error)
+
+
+def parts(output: Path) -> list[Path]:
+    """Return the files that a reader of the output directory would read."""
+    found = (path for path in output.rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(part[0] in "_." for part in path.relative_to(output).parts))
 
 
 def checksum(output: Path) -> Checksum:
@@ -121,17 +130,12 @@ def checksum(output: Path) -> Checksum:
     import pyarrow.parquet as pq
 
     total = Checksum()
-    for path in sorted(output.rglob("*")):
-        relative = path.relative_to(output)
-        if not path.is_file() or any(part[0] in "_." for part in relative.parts):
-            continue
+    for path in parts(output):
         if path.suffix == ".parquet":
             table = pq.ParquetFile(path).read(["id", "prediction"])
             total += Checksum.of(table["id"].to_numpy(), table["prediction"].to_numpy())
-        elif ".json" in path.name or path.suffix in (".txt", ".part"):
-            rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
-            if rows:
-                total += Checksum.of(*(np.array([row[key] for row in rows]) for key in ("id", "prediction")))
+        elif rows := [orjson.loads(line) for line in path.read_bytes().splitlines()]:
+            total += Checksum.of(*(np.array([row[key] for row in rows]) for key in ("id", "prediction")))
     return total
 
 

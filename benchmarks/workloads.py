@@ -12,12 +12,25 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["WORKLOADS", "Burn", "Cheap", "Model", "Run", "Transform", "Wait", "Workload", "mark", "run_of"]
+__all__ = [
+    "WORKLOADS",
+    "Burn",
+    "Cheap",
+    "Model",
+    "Run",
+    "Transform",
+    "Wait",
+    "Workload",
+    "kept_model",
+    "mark",
+    "run_of",
+]
 
 Columns = dict[str, np.ndarray]
 
@@ -124,6 +137,11 @@ class Workload:
     #: Rows a unit of work of the floor; None: a row group.
     unit: int | None = None
 
+    @property
+    def prediction(self) -> type[np.floating]:
+        """The type of the predictions, for engines that must know it beforehand."""
+        return np.float32 if self.name in ("W1", "W4", "W5", "W6") else np.float64
+
     def sizes(self, scale: float) -> list[int]:
         """Return the rows of each file at this scale."""
         rows = max(self.files, round(self.rows * scale))
@@ -163,6 +181,13 @@ def mark(folder: str | None) -> None:
     """Note that this process is about to handle its first batch: steady state begins when the last one is."""
     if folder:
         (Path(folder) / f"{os.getpid()}-{time.monotonic_ns()}").write_text(repr(time.time()))
+
+
+@cache
+def kept_model(workload: str, data: Path, marks: str | None) -> Any:
+    """Return this process's model, loaded once: for engines whose tasks are functions."""
+    mark(marks)
+    return WORKLOADS[workload].model(data)
 
 
 @dataclass(frozen=True, slots=True)
