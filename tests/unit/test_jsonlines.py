@@ -101,7 +101,7 @@ LINES = st.lists(
     end=st.sampled_from([b"\n", b"\r\n"]),
     bom=st.booleans(),
     last_end=st.booleans(),
-    cuts=st.lists(st.integers(0, 800), max_size=5),
+    cuts=st.lists(st.tuples(st.integers(0, 25), st.integers(-1, 20)), max_size=5),
     block=st.integers(1, 200),
     batch_size=st.integers(1, 6),
     packing=st.sampled_from(["plain", "gzip", "bz2", "zstd"]),
@@ -112,12 +112,12 @@ def test_every_line_is_read_once_and_exactly(
     end: bytes,
     bom: bool,
     last_end: bool,
-    cuts: list[int],
+    cuts: list[tuple[int, int]],
     block: int,
     batch_size: int,
     packing: str,
 ) -> None:
-    written, good, bad, offset = [], [], [], 3 * bom
+    written, good, bad, starts, offset = [], [], [], [], 3 * bom
     for number, (kind, value, *ascii_only) in enumerate(lines, 1):
         line = json.dumps(value, ensure_ascii=ascii_only[0]).encode() if kind == "good" else value
         if kind == "good":
@@ -125,6 +125,7 @@ def test_every_line_is_read_once_and_exactly(
         elif kind == "bad":
             bad.append((number, offset))
         written.append(line)
+        starts.append(offset)
         offset += len(line) + len(end)
     data = b"\xef\xbb\xbf" * bom + end.join(written) + end * last_end
     compress = {
@@ -134,11 +135,12 @@ def test_every_line_is_read_once_and_exactly(
         "zstd": lambda raw: pa.compress(raw, "zstd", asbytes=True),
     }[packing]
     path = write(tmp_path, "x.json", compress(data))
-    cuts = cuts if packing == "plain" else []
+    starts.append(offset)
+    at = [max(0, starts[min(line, len(lines))] + delta) for line, delta in cuts] if packing == "plain" else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_files, "_LOCAL_BLOCK", block)
-        records, malformed, batches = read(split_of(path, cuts=cuts), header(batch_size))
-        pieces = [read(split_of_piece, header(batch_size)) for split_of_piece in _one_by_one(split_of(path, cuts=cuts))]
+        records, malformed, batches = read(split_of(path, cuts=at), header(batch_size))
+        pieces = [read(split_of_piece, header(batch_size)) for split_of_piece in _one_by_one(split_of(path, cuts=at))]
     assert repr(records) == repr(good)  # repr tells 1 from 1.0 and True
     assert [(item.line, item.offset) for item in malformed] == bad
     assert [repr(record) for piece in pieces for record in piece[0]] == [repr(record) for record in good]
@@ -185,6 +187,14 @@ def test_a_line_longer_than_a_block_is_read(tmp_path: Path) -> None:
     for cuts in ([], [1000], [1 << 20, 2 << 20]):
         records, bad, _ = read(split_of(path, cuts=cuts), header())
         assert (records, bad) == ([{"a": 1}, long, {"a": 2}], [])
+
+
+def test_integers_are_exact_at_every_size(tmp_path: Path) -> None:
+    numbers = [sign * (10**digits + delta) for digits in range(1, 40) for delta in (-1, 0, 1) for sign in (1, -1)]
+    numbers += [2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64 - 1, 2**64]
+    for number in numbers:
+        path = write(tmp_path, "x.jsonl", b'{"a": [%d], "%d": 0.5}\n{"a": 1}' % (number, number))
+        assert read(split_of(path), header())[0] == [{"a": [number], str(number): 0.5}, {"a": 1}]
 
 
 def test_nan_and_infinity_are_taken_as_python_writes_them(tmp_path: Path) -> None:

@@ -211,6 +211,7 @@ VALUES: dict[str, tuple[pa.DataType, list[Any], list[Any]]] = {
     "integers": (pa.uint8(), [0, 1, 200, 255, None], [-1, 0, 1.5, 200, 255.5, 1e300]),
     "long integers": (pa.int64(), [2**53 + 1, 2**53, -1, None], [float(2**53), 2**53 + 1, 2**70, -(2**70), 0.5]),
     "floats": (pa.float64(), [0.5, float("nan"), -1.0, None], [0.5, 0, -1, Decimal("0.5")]),
+    "floats and nothing else": (pa.float64(), [0.5, float("nan"), 0.5], [0.5, 0]),
     "single floats": (pa.float32(), [0.1, 2.0, None], [0.1, 2]),
     "text": (pa.string(), ["", "a", "b", None], ["", "a", "aa"]),
     "categories": (pa.dictionary(pa.int8(), pa.string()), ["x", "y", None], ["x", "z"]),
