@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Attempts", "Work"]
 
 Fit = Callable[[list["pa.Table"]], list["pa.Table"]]
+Name = Callable[[], str]  # makes a batch's id, for those who want it
 Notify = Callable[[dict[str, Any]], None]
 
 _NOT_MADE = object()
@@ -135,14 +137,14 @@ class Attempts:
         before = known or BatchHistory()
         if before.verdict is not None:
             return before.verdict
-        identity = batch_id(self._settings.job_id, self._origin, index)
+        name = partial(batch_id, self._settings.job_id, self._origin, index)
         self._cell.begin_batch(index)
-        logs.set_batch(identity)
+        logs.set_batch(name)
         attempts = before.attempts + used
         try:
             while True:
                 try:
-                    tables = fit(self._attempt(work, identity, attempts + 1, before.rows_limit))
+                    tables = fit(self._attempt(work, name, attempts + 1, before.rows_limit))
                 except self._guard as error:
                     verdict, attempts = self._failed(index, error, attempts + 1), attempts + 1
                 else:
@@ -180,7 +182,7 @@ class Attempts:
 
     # one attempt ------------------------------------------------------------------------------------------------------
 
-    def _attempt(self, work: Work, identity: str, attempt: int, limit: int | None) -> list[pa.Table]:
+    def _attempt(self, work: Work, name: Name, attempt: int, limit: int | None) -> list[pa.Table]:
         """Handle all rows of a batch: at once, or in pieces where that has taken too much memory before."""
         rows = work.batch.rows
         limit = min(self._handler.rows_limit or rows, limit or rows, rows)
@@ -189,7 +191,7 @@ class Attempts:
         tables: list[pa.Table] = []
         while todo:
             start, stop = todo.pop()
-            table, problem = self._call(work, start, stop, identity, attempt)
+            table, problem = self._call(work, start, stop, name, attempt)
             if problem is not None:
                 if stop - start <= 1:
                     raise OutOfMemoryError from problem
@@ -207,7 +209,7 @@ class Attempts:
         return tables
 
     def _call(
-        self, work: Work, start: int, stop: int, identity: str, attempt: int
+        self, work: Work, start: int, stop: int, name: Name, attempt: int
     ) -> tuple[pa.Table | None, BaseException | None]:
         """Handle some rows; returns what came back, or the exception that says that they took too much memory."""
         rows = stop - start
@@ -218,7 +220,7 @@ class Attempts:
                 data, payload = work.piece(start, stop)
             self._cell.begin_call(attempt, rows)
             try:
-                result = self._handler.handle(payload, identity)
+                result = self._handler.handle(payload, name)
             finally:
                 self._cell.end_call()
             if result is None or not self._has_output:

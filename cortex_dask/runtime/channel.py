@@ -1,7 +1,8 @@
 """The channel between two stages of the handler process: short, bounded, and cheap for tiny batches.
 
-A consumer takes several items at once where many are waiting, and a producer that had to wait is woken when there is room
-for several. So a batch of 32 rows does not cost two switches between threads, and a big one never waits behind another in memory.
+A consumer takes several items at once where many are waiting, and a producer that had to wait is woken when there is
+room for several. So a batch of 32 rows does not cost two switches between threads, and a big one never waits behind
+another in memory.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Channel(Generic[T]):
                 self._filled.notify()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Say that no item follows; with an error, that is raised on the other side once the items before it are taken."""
+        """Say that no item follows; an error is raised on the other side once the items before it are taken."""
         with self._lock:
             self._ended = True
             self._error = error

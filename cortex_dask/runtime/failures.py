@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from cortex_dask.io.records import BatchFailure, Cause
 from cortex_dask.io.splits import BATCH_NAMESPACE, Split, batch_id
 
 if TYPE_CHECKING:
+    from tempfile import SpooledTemporaryFile
+
     from cortex_dask.io.reading import BadLine, Batch
     from cortex_dask.io.store import Store
 
@@ -37,7 +38,7 @@ class Verdict:
 
 
 class FailureFile:
-    """``failures/<split>-<attempt id>.jsonl`` in the job directory: one line per batch, or malformed line, with its payload.
+    """``failures/<split>-<attempt id>.jsonl`` in the job directory: a line per batch (or malformed line) and payload.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ class FailureFile:
         self._split = split
         self._batch_size = batch_size
         self._name = f"failures/{split.number:06d}-{attempt_id}.jsonl"
-        self._file: tempfile.SpooledTemporaryFile[bytes] | None = None
+        self._file: SpooledTemporaryFile[bytes] | None = None
         self.failures: list[BatchFailure] = []
 
     def add(self, batch: Batch, verdict: Verdict) -> None:
@@ -133,7 +134,9 @@ class FailureFile:
             "payload": payload,
         }
         if self._file is None:
-            self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed by close() or discard()
+            from tempfile import SpooledTemporaryFile  # not cheap to import, and most splits have no failures
+
+            self._file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed by close() or discard()
         self._file.write(_dump(letter) + b"\n")
         self.failures.append(
             BatchFailure(index, identity, rows, verdict.attempts, verdict.cause, _cut(verdict.error, _LINE))

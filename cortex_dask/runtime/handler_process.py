@@ -26,8 +26,8 @@ from cortex_dask.runtime.progress_cell import ProgressCell
 
 __all__ = ["HandlerProcess", "describe_exit", "slot_environment"]
 
-#: The package may be importable here and not there (a notebook's own path); its folder must not hide anybody's modules, so it
-#: comes last once the package itself is found.
+#: The package may be importable here and not there (a notebook's own path); its folder must not hide anybody's
+#: modules, so it comes last once the package itself is found.
 _BOOTSTRAP = """\
 import sys
 root = sys.argv.pop(1)
@@ -326,8 +326,8 @@ def slot_environment(
     wanted : mapping
         ``handler.env``, which always counts.
     cpu : float
-        Threads for numeric libraries: set unless the user has set them. A worker's nanny sets them to 1, so a slot with more than
-        one core does not take the inherited number.
+        Threads for numeric libraries: set unless the user has set them. A worker's nanny sets them to 1, so a slot
+        with more than one core does not take the inherited number.
     gpu : float
         Devices of a slot; less than one: slots share a device.
     slot : int

@@ -51,14 +51,14 @@ class LoadedHandler:
             )
         return cls(handler(**{name: available[name]() for name in signature.init}), signature)
 
-    def handle(self, payload: Any, batch_id: str) -> Any:
+    def handle(self, payload: Any, batch_id: Callable[[], str]) -> Any:
         """Call ``handle_batch`` with the arguments that it declares."""
         declared = self.signature.handle_batch
         arguments: dict[str, Any] = {}
         if "payload" in declared:
             arguments["payload"] = payload
         if "batch_id" in declared:
-            arguments["batch_id"] = batch_id
+            arguments["batch_id"] = batch_id()
         started = time.perf_counter_ns()
         try:
             return self.instance.handle_batch(**arguments)
@@ -96,8 +96,8 @@ def load_class(settings: JobSettings, job: JobDirectory, directory: str | None) 
             cls = cloudpickle.loads(job.store.read("handler.pkl"))
         except (ImportError, AttributeError) as error:
             raise HandlerError(
-                f"the handler class cannot be loaded here: {type(error).__name__}: {error}; what it imports must be installed "
-                "on the workers, or submit it as a project directory"
+                f"the handler class cannot be loaded here: {type(error).__name__}: {error}; what it imports must be "
+                "installed on the workers, or submit it as a project directory"
             ) from error
     else:
         if directory is None or handler.path is None:

@@ -1,7 +1,8 @@
 """Splits in the calling thread: no processes, no threads, so that debuggers and unit tests see everything.
 
-The same stages, attempts, dead letters and parts as in a handler process. What only a process can do is left out: a crash or a
-hang of the handler is one of the caller, and the working directory, the environment and the import path stay the caller's.
+The same stages, attempts, dead letters and parts as in a handler process. What only a process can do is left out: a
+crash or a hang of the handler is one of the caller, and the working directory, the environment and the import path
+stay the caller's.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _lock = threading.RLock()
 
 
 def run_split(task: SplitTask, report: Report) -> Outcome:
-    """Run a split here and now; as :func:`cortex_dask.runtime.supervisor.run_split`, which runs it in a handler process."""
+    """Run a split here and now, as :func:`cortex_dask.runtime.supervisor.run_split` runs it in a handler process."""
     began = time.monotonic()
     number = task.split.number
     try:
@@ -140,7 +141,7 @@ class _Count:
 
 @dataclass(slots=True)
 class _Settled:
-    """Settles the output's schema itself: splits run one after the other, so the first to propose is the first in input order."""
+    """Settles the output's schema: splits run one after the other, so the first to propose is the first in order."""
 
     directory: JobDirectory
     split: int

@@ -1,8 +1,9 @@
 """The handler process's pipes: commands in, events out, and a lifeline that ends it when its supervisor is gone.
 
-The lifeline is a pipe into which nothing is ever written. When the supervisor's process ends, however it ends, the kernel closes
-the other end. On Linux the kernel itself then sends SIGKILL to this process and all that it has started, even in the middle of native code
-that holds the interpreter's lock. Elsewhere a thread does it, which waits for the end of the commands.
+The lifeline is a pipe into which nothing is ever written. When the supervisor's process ends, however it ends, the
+kernel closes the other end. On Linux the kernel itself then sends SIGKILL to this process and all that it has
+started, even in the middle of native code that holds the interpreter's lock. Elsewhere a thread does it, which waits
+for the end of the commands.
 """
 
 from __future__ import annotations

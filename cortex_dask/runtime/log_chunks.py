@@ -23,8 +23,8 @@ _RETRY_SECONDS = 5.0
 class LogChunks:
     """The log of one job as one worker writes it: ``logs/<worker>-<start>-<number>.jsonl``.
 
-    Nothing that goes wrong with the store stops the job: lines wait in memory, and when those are too many the oldest are dropped and
-    their number is logged.
+    Nothing that goes wrong with the store stops the job: lines wait in memory, and when those are too many the oldest
+    are dropped and their number is logged.
 
     Parameters
     ----------

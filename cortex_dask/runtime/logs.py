@@ -4,12 +4,12 @@
 
     logger.info("completed processing batch", extra={"confidence": 0.97})
 
-gives ``{"asctime": "2021-01-19 15:14:05,291", "levelname": "INFO", "message": "completed processing batch", "process": 235,
-"batch_id": "…", "confidence": 0.97, "labels": {…}}``. The keys of ``extra`` stand in the line itself; ``asctime, levelname, message,
-process`` and ``labels`` are reserved and never overridden. Times are UTC.
+gives ``{"asctime": "2021-01-19 15:14:05,291", "levelname": "INFO", "message": "completed processing batch",
+"process": 235, "batch_id": "…", "confidence": 0.97, "labels": {…}}``. The keys of ``extra`` stand in the line itself;
+``asctime, levelname, message, process`` and ``labels`` are reserved and never overridden. Times are UTC.
 
-The lines go to the supervisor, which stores them (:mod:`cortex_dask.runtime.log_chunks`), so that the last ones before a
-crash are kept. Outside of a handler process :data:`logger` is a plain logger.
+The lines go to the supervisor, which stores them (:mod:`cortex_dask.runtime.log_chunks`), so that the last ones
+before a crash are kept. Outside of a handler process :data:`logger` is a plain logger.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import orjson
@@ -37,7 +37,7 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"asctime", "message
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 _TEXT_LIMIT = 65_536  # characters of a printed line that may wait for its line feed
 
-_batch_id: str | None = None
+_batch_name: Callable[[], str] | None = None
 _recorders: list[StreamRecorder] = []
 
 
@@ -103,7 +103,7 @@ def _text(value: Any) -> str:
 
 
 class BatchLogger(logging.Logger):
-    """A logger that takes any key in ``extra``; the standard one raises for ``message``, ``process``, ``name`` and others."""
+    """A logger that takes any key in ``extra``; the standard one raises for ``message``, ``process`` and others."""
 
     def makeRecord(  # noqa: N802 - named by the standard library
         self,
@@ -141,18 +141,19 @@ logger = _make_logger("cortex")
 # in the handler process ---------------------------------------------------------------------------------------------
 
 
-def set_batch(batch_id: str | None) -> None:
-    """Say which batch the lines from now on belong to."""
-    global _batch_id
+def set_batch(name: Callable[[], str] | None) -> None:
+    """Say which batch the lines from now on belong to, by what makes its id: few batches say anything."""
+    global _batch_name
     for recorder in _recorders:
         if recorder.pending:
             recorder.finish_line()
-    _batch_id = batch_id
+    _batch_name = name
 
 
 def current_batch() -> str | None:
     """Return the id of the batch in hand."""
-    return _batch_id
+    name = _batch_name
+    return None if name is None else name()
 
 
 class JsonHandler(logging.Handler):
@@ -188,9 +189,9 @@ class JsonHandler(logging.Handler):
         self, level: str, message: str, extra: Mapping[str, Any] | None = None, created: float | None = None
     ) -> None:
         """Write a line, or say that it was too long."""
-        data = line(level, message, self._labels, batch_id=_batch_id, extra=extra, created=created)
+        data = line(level, message, self._labels, batch_id=current_batch(), extra=extra, created=created)
         if len(data) > MAX_LINE:
-            data = line("WARNING", dropped(len(data)), self._labels, batch_id=_batch_id)
+            data = line("WARNING", dropped(len(data)), self._labels, batch_id=current_batch())
         self._send(data)
 
     def _extra(self, record: logging.LogRecord) -> dict[str, Any]:
@@ -294,7 +295,8 @@ def install(send: Callable[[bytes], None], labels: Mapping[str, str], level: str
     owner = os.getpid()
 
     def send_or_print(data: bytes) -> None:
-        # A process that the handler forked must not write into the pipe of frames; the supervisor knows such lines again.
+        # A process that the handler forked must not write into the pipe of frames; the supervisor knows such lines
+        # again.
         if os.getpid() == owner:
             send(data)
         else:
@@ -306,15 +308,21 @@ def install(send: Callable[[bytes], None], labels: Mapping[str, str], level: str
     out, err = (StreamRecorder(lambda text: handler.write("INFO", text), number) for number in (1, 2))
     _recorders[:] = [out, err]
     sys.stdout, sys.stderr = _as_text(out), _as_text(err)
-    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc, assignment]  # for those who write there directly
-    os.register_at_fork(after_in_child=lambda: [recorder.forget() for recorder in _recorders])
+    # for those who write there directly
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc, assignment]
+    os.register_at_fork(after_in_child=_forget_lines)
     faulthandler.enable(file=2)
 
 
-def finish_lines(recorders: Iterable[StreamRecorder] | None = None) -> None:
+def finish_lines() -> None:
     """Record what was printed without a line feed."""
-    for recorder in _recorders if recorders is None else recorders:
+    for recorder in _recorders:
         recorder.finish_line()
+
+
+def _forget_lines() -> None:
+    for recorder in _recorders:
+        recorder.forget()
 
 
 def _as_text(recorder: StreamRecorder) -> TextIO:

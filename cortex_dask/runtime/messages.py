@@ -1,7 +1,8 @@
 """Framing on the pipes between a supervisor and its handler process: length, kind, body.
 
-Commands go to the process on its standard input, events and log lines come back on a pipe of their own. An event is a JSON
-object with a ``type``; a log line is a line of JSON that the supervisor stores as it is. No row ever travels here.
+Commands go to the process on its standard input, events and log lines come back on a pipe of their own. An event is a
+JSON object with a ``type``; a log line is a line of JSON that the supervisor stores as it is. No row ever travels
+here.
 """
 
 from __future__ import annotations

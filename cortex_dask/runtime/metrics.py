@@ -1,4 +1,4 @@
-"""Metrics that a handler pushes: added up where they are pushed, handed on with a split's record, merged by the coordinator.
+"""Metrics that a handler pushes: added up in its process, handed on with a split's record, merged for the job.
 
     class Handler:
         def __init__(self, config, metrics_client):

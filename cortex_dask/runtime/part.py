@@ -26,6 +26,9 @@ __all__ = ["Gathering", "NeedsSchema", "SchemaSource", "StagedPart", "staged_nam
 _MOST_BATCHES = 64  # that are looked at for a schema: a column that is null in all of them stays a column of nulls
 _MOST_ROWS = 100_000
 
+_AT_ONCE = 4 * 1024 * 1024
+_TABLES_AT_ONCE = 256
+
 
 class NeedsSchema(Exception):  # noqa: N818 - an outcome, not a fault
     """There is output, but nobody has settled a schema; ``schema`` is what the first rows make of it."""
@@ -59,8 +62,8 @@ def staged_name(job_id: str, split: int, attempt_id: str) -> str:
 class Gathering:
     """The first batches of a split while the job has no output schema.
 
-    What is proposed depends on the rows only: on the first batches that settle the type of every column, 64 of them at most. While
-    the answer is on its way, handling goes on.
+    What is proposed depends on the rows only: on the first batches that settle the type of every column, 64 of them
+    at most. While the answer is on its way, handling goes on.
 
     Parameters
     ----------
@@ -75,6 +78,7 @@ class Gathering:
         self._cell = cell
         self._candidate: pa.Schema | None = None
         self._proposed: str | None = None
+        self._seen = 0
         self._rows = 0
         self.held: list[tuple[Work, list[pa.Table]]] = []
 
@@ -88,9 +92,11 @@ class Gathering:
 
     def hold(self, work: Work, tables: list[pa.Table]) -> pa.Schema | None:
         """Keep a batch's rows; returns the schema when it is settled."""
-        self.held.append((work, tables))
-        self._rows += sum(table.num_rows for table in tables)
-        full = len(self.held) >= _MOST_BATCHES or self._rows >= _MOST_ROWS
+        self._seen += 1
+        if rows := sum(table.num_rows for table in tables):
+            self.held.append((work, tables))
+            self._rows += rows
+        full = self._seen >= _MOST_BATCHES or self._rows >= _MOST_ROWS
         if self._proposed is None and self._rows and self._candidate is not None:
             if not full and not is_settled(self._candidate):
                 return None
@@ -176,9 +182,11 @@ class StagedPart:
         self._threaded = threaded
         self._limit = limit
         self._writer: PartWriter | None = None
-        self._channel: Channel[pa.Table] | None = None
+        self._channel: Channel[list[pa.Table]] | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._waiting: list[pa.Table] = []  # for the writer, whose turn is worth its while with a few megabytes only
+        self._waiting_bytes = 0
         self.schema: pa.Schema | None = None
         self.rows = 0
 
@@ -187,13 +195,14 @@ class StagedPart:
         for table in tables:
             if table.num_rows:
                 self.rows += table.num_rows
-                if self._threaded:
-                    self._hand_over(table)
-                else:
-                    self._encode([table])
+                self._waiting.append(table)
+                self._waiting_bytes += table.nbytes
+        if not self._threaded or self._waiting_bytes >= _AT_ONCE or len(self._waiting) >= _TABLES_AT_ONCE:
+            self._pass_on()
 
     def close(self) -> dict[str, Any] | None:
         """Write the rest; returns the part, staged and durable, or None where no row came back."""
+        self._pass_on()
         if self._channel is not None and self._thread is not None:
             self._channel.end()
             self._thread.join()
@@ -213,22 +222,31 @@ class StagedPart:
         if self._writer is not None:
             self._writer.discard()
 
-    def _hand_over(self, table: pa.Table) -> None:
+    def _pass_on(self) -> None:
+        """Encode what is waiting, or have the thread do it."""
+        tables, size = self._waiting, self._waiting_bytes
+        if not tables:
+            return
+        self._waiting, self._waiting_bytes = [], 0
+        if not self._threaded:
+            self._encode(tables)
+            return
         if self._channel is None:
             self._channel = Channel(self._limit)
             self._thread = threading.Thread(target=self._run, name="cortex-dask-writer", daemon=True)
             self._thread.start()
         try:
-            self._channel.put(table, table.nbytes)
+            self._channel.put(tables, size)
         except Aborted:
             raise (self._error or RuntimeError("the writer thread ended")) from None
 
     def _run(self) -> None:
         assert self._channel is not None
         try:
-            while tables := self._channel.take():
-                self._encode(tables)
-                self._cell.count_written(len(tables))
+            while groups := self._channel.take():
+                for tables in groups:
+                    self._encode(tables)
+                    self._cell.count_written(len(tables))
         except Aborted:
             return
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread

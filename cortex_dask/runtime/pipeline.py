@@ -1,8 +1,8 @@
 """One attempt at a split: read its batches, handle them, write what comes back.
 
-In a handler process the three stages overlap: a reader thread fetches and decodes the next batches, the calling thread runs the
-handler, a writer thread encodes and uploads. The same code runs them in turns, in one thread, for ``cluster="inline"`` and after a crash,
-when it has to be certain which stage of which batch it hits.
+In a handler process the three stages overlap: a reader thread fetches and decodes the next batches, the calling
+thread runs the handler, a writer thread encodes and uploads. The same code runs them in turns, in one thread, for
+``cluster="inline"`` and after a crash, when it has to be certain which stage of which batch it hits.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ class _Run:
         self._gathering = None
 
     def _release(self, schema: pa.Schema | None) -> None:
-        """Write what was held back while there was no schema. A batch that does not fit the one that was settled has failed."""
+        """Write what was held back while there was no schema; a batch that does not fit it has failed an attempt."""
         assert self._gathering is not None
         held, self._gathering.held = self._gathering.held, []
         if schema is None:
@@ -303,12 +303,13 @@ class _Run:
                 item = next(items, None)
             except StorageError:
                 raise
-            except Exception as error:  # noqa: BLE001 - a reader that fails in an unknown way has not read the rest either
+            except Exception as error:  # noqa: BLE001 - in whatever way it failed, the rest was not read
                 yield _Unread(expected, _unreadable(error))
                 return
             if item is None:
                 if expected < (split.batches or 0):
-                    found = f"the plan says that split {split.number} has {split.batches} batches, but number {expected} is not there"
+                    planned = f"the plan says that split {split.number} has {split.batches} batches"
+                    found = f"{planned}, but number {expected} is not there"
                     yield _Unread(expected, Verdict("unreadable input", found, None, 1))
                 return
             if isinstance(item, Batch):

@@ -1,8 +1,9 @@
 """The handler process: where a user's ``Handler`` lives, once per slot, for the whole job.
 
-Its supervisor (:mod:`cortex_dask.runtime.supervisor`) starts it, tells it which splits to run, watches it, and kills it when it has to.
-It reads its input and writes its output itself, so no row ever crosses a pipe. It has the project directory as working directory,
-its own environment and import path, and nothing of dask: that import alone would cost more than a small job takes.
+Its supervisor (:mod:`cortex_dask.runtime.supervisor`) starts it, tells it which splits to run, watches it, and kills
+it when it has to. It reads its input and writes its output itself, so no row ever crosses a pipe. It has the project
+directory as working directory, its own environment and import path, and nothing of dask: that import alone would cost
+more than a small job takes.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import PlanHeader
+from cortex_dask.io.store import Store
 from cortex_dask.runtime import logs
 from cortex_dask.runtime.failures import one_line
 from cortex_dask.runtime.handling import LoadedHandler, job_spec, load_class
@@ -50,7 +53,8 @@ def main() -> None:
     try:
         _settle_in(settings, setup["directory"])
         handler_class, signature = load_class(settings, JobDirectory(setup["job_url"]), setup["directory"])
-        # The number of batches is known when the job is planned; a handler that does not ask for it is made before that.
+        # The number of batches is known when the job is planned; a handler that does not ask for it is made before
+        # that.
         plan = _wait_for_plan(link) if "job_spec" in signature.init else None
         handler = LoadedHandler.construct(handler_class, signature, settings, plan and _spec(settings, plan), metrics)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the job ends with it, and says so
@@ -137,6 +141,11 @@ def _warm_up(settings: JobSettings) -> None:
     threads = max(int(settings.compute.cpu), 1)
     pa.set_cpu_count(threads)
     pa.set_io_thread_count(max(threads, 4))  # they wait for storage more than they work
+    if settings.output is not None:
+        from cortex_dask.io import writing  # noqa: F401 - as above
+
+        with contextlib.suppress(Exception):  # the split that needs the store says what is wrong with it
+            _ = Store(settings.output.url).fs if "://" in settings.output.url else None
     if settings.batch_format == "pandas":
         import pandas  # noqa: F401 - as above
     elif settings.batch_format == "polars":
@@ -150,11 +159,11 @@ def _warm_up(settings: JobSettings) -> None:
 def _make_job(
     job_url: str, settings: JobSettings, plan: Command, handler: LoadedHandler, metrics: MetricsClient, link: Link
 ) -> Job:
-    from cortex_dask.io.store import Store
     from cortex_dask.runtime.pipeline import Job
 
     output = Store(settings.output.url) if settings.output is not None else None
     header = PlanHeader.from_json(plan["header"])
+    import_module("cortex_dask.io.parquet" if header.format == "parquet" else "cortex_dask.io.jsonlines")
     return Job(settings, header, Store(job_url), output, handler, metrics, link.cell)
 
 
@@ -177,7 +186,7 @@ def _run_split(link: Link, job: Job, command: Command) -> None:
         ended = {"type": "aborted", "kind": "needs schema", "schema": error.schema, "message": ""}
     except StorageError as error:
         ended = {"type": "aborted", "kind": "storage", "schema": None, "message": str(error)}
-    except Exception as error:  # noqa: BLE001 - a fault of ours, not of a batch: the job must not go on as if it were none
+    except Exception as error:  # noqa: BLE001 - a fault of ours, not of a batch: the job must not go on
         logs.logger.error("the split cannot be run: %s", one_line(error), exc_info=error)
         message = f"a split cannot be run: {one_line(error)}"
         ended = {"type": "aborted", "kind": "worker error", "schema": None, "message": message}

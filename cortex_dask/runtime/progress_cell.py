@@ -1,8 +1,9 @@
 """The progress cell: a few numbers in shared memory by which a supervisor sees what its handler process is doing.
 
-The handler process stores into it without a system call, so that each of a million batches can say that it has begun; the
-supervisor looks at it about ten times a second, and once more when the process is dead, to see which batch was in hand. It is a small
-memory-mapped file that has no name any more, passed on as a file descriptor, and works the same on Linux and macOS.
+The handler process stores into it without a system call, so that each of a million batches can say that it has begun;
+the supervisor looks at it about ten times a second, and once more when the process is dead, to see which batch was in
+hand. It is a small memory-mapped file that has no name any more, passed on as a file descriptor, and works the same
+on Linux and macOS.
 
 Every number is one aligned 64-bit word with one writing thread, so a word is never torn. Words that belong together are
 stored in an order that keeps a reader who comes in between on the safe side: see :meth:`ProgressCell.begin_call`.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 import time
 from dataclasses import dataclass
 from enum import IntEnum
@@ -68,6 +68,8 @@ class ProgressCell:
     @classmethod
     def create(cls) -> tuple[Self, int]:
         """Make a new cell; returns it and the descriptor to pass on, which the caller closes."""
+        import tempfile  # not cheap, and the handler process makes no cell
+
         descriptor, path = tempfile.mkstemp(prefix="cortex-dask-cell-")
         os.unlink(path)  # noqa: PTH108 - nobody opens it by name, and so nobody has to remove it
         os.ftruncate(descriptor, _SIZE)
@@ -103,10 +105,10 @@ class ProgressCell:
         words[_BATCH] = index
 
     def begin_call(self, attempt: int, rows: int) -> None:
-        """Note that ``handle_batch`` is called now, for all rows of the batch in hand or for a piece of it (main thread).
+        """Note that ``handle_batch`` is called now, for the batch in hand or for a piece of it (main thread).
 
-        The time is stored last. A reader takes the batch before the time; in between, the batch can only have been replaced by a
-        later one with a later time, so nothing is ever taken to have run for longer than it has.
+        The time is stored last. A reader takes the batch before the time; in between, the batch can only have been
+        replaced by a later one with a later time, so nothing is ever taken to have run for longer than it has.
         """
         words = self._words
         words[_ATTEMPT] = attempt

@@ -1,7 +1,7 @@
 """A worker's slots: for each job the handler processes that this Dask worker (or this process) drives, one per slot.
 
-A slot's process lives as long as the job: the handler is loaded once. Whoever runs a split leases the free slot with the lowest
-number, so that a job with one worker stays on one handler, and a slot's GPU stays the same.
+A slot's process lives as long as the job: the handler is loaded once. Whoever runs a split leases the free slot with
+the lowest number, so that a job with one worker stays on one handler, and a slot's GPU stays the same.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def lease(job_url: str) -> contextlib.AbstractContextManager[Slot]:
 def prestart(job_url: str, count: int) -> None:
     """Start the first slots' processes in the background, before there is a split for them; returns at once.
 
-    They import what they need and load the handler while the job is planned. What goes wrong is reported by the first split.
+    They import what they need and load the handler while the job is planned. What goes wrong is reported by the first
+    split.
     """
     job = _job(job_url)
     threading.Thread(target=job.prestart, args=(count,), name="cortex-dask-prestart", daemon=True).start()
@@ -333,7 +334,7 @@ class JobSlots:
     # watching ---------------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Have a thread that looks for a request to stop while splits run, and ends what nobody uses; with the lock held."""
+        """Have a thread that looks for a request to stop, and ends what nobody uses; with the lock held."""
         if not self._watching:
             self._watching = True
             threading.Thread(target=self._watch_control, name="cortex-dask-control", daemon=True).start()
