@@ -60,8 +60,7 @@ def show_predictions(output: Path) -> None:
     right = pc.equal(odd["digit"], odd["target"])
     print(f"\n{table.num_rows:,} predictions, some of them:\n")
     print("    id  digit  confidence  written")
-    wrong = odd.filter(pc.invert(right)).slice(0, 1)
-    for row in [*odd.slice(0, 5).to_pylist(), *wrong.to_pylist()]:
+    for row in odd.slice(0, 5).to_pylist():
         remark = "" if row["digit"] == row["target"] else "  <- wrong"
         print(f"{row['id']:>6}{row['digit']:>7}{row['confidence']:>12.2f}{row['target']:>9}{remark}")
     share = pc.mean(right).as_py()
