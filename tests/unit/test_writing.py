@@ -60,7 +60,7 @@ class TestParts:
                 lambda data: [json.loads(line) for line in gzip.decompress(data).splitlines()],
             ),
         ],
-        ids=str,
+        ids=["parquet", "zstd", "json", "gzip"],
     )
     def test_rows_come_back_in_order(self, store, options, read):
         writer = part(store, **options)
