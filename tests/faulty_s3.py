@@ -152,6 +152,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     proxy: FaultyS3
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a header and a body are two packets: 40 ms
 
     def _serve(self) -> None:
         rule = self.proxy._decide(self.command, self.path)

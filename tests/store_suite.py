@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -291,3 +294,67 @@ class StoreSuite:
     def test_fs_and_path(self, store: Store) -> None:
         store.write("a/b", b"x")
         assert store.fs.cat_file(store.path("a/b")) == b"x"
+
+
+# with processes
+
+
+def python(script: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", script, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+CREATE = """
+import sys
+from cortex_dask.io.store import Store
+store = Store(sys.argv[1])
+store.names()
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    store.create("file", sys.argv[2].encode() * 10_000)
+    print("won", flush=True)
+except FileExistsError:
+    print("lost", flush=True)
+"""
+
+
+def one_winner(url: str, processes: int = 4) -> None:
+    """Let processes create the same file at once and check that one of them did."""
+    running = [python(CREATE, url, str(number)) for number in range(processes)]
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=60)[0] for process in running]
+    assert sorted(answers) == ["lost\n"] * (processes - 1) + ["won\n"]
+    assert Store(url).read("file") == str(answers.index("won\n")).encode() * 10_000
+    assert Store(url).names() == ["file"]
+
+
+KILLED = """
+import os, signal, sys
+from cortex_dask.io.store import Store
+store = Store(sys.argv[1])
+with store.stage("folder/part") as file:
+    file.write(bytes(40 << 20))
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed_while_staging(url: str) -> None:
+    """Let a process die in the middle of writing and check that nobody sees a file."""
+    process = python(KILLED, url)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert Store(url).names() == []
+    Store(url).delete_tree("folder")
+    assert not Store(url).exists("folder")

@@ -42,7 +42,7 @@ _KEYS_PER_DELETE = 1000  # the limit of S3's DeleteObjects
 
 #: What botocore tries by itself; a setting of the user's stands. Its default may sleep for many seconds.
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 3}
-#: How often s3fs tries a request whose connection was dropped: for readers that use it directly; the rest is up to Store.
+#: How often s3fs tries a request whose connection was dropped: for readers that use it directly.
 _S3FS_TRIES = 2
 
 _create_lock = threading.Lock()

@@ -33,7 +33,7 @@ from cortex_dask.errors import CortexDaskError, InputError, StorageError
 from cortex_dask.io.faults import error_code, explain, is_transient, shown_url
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer  # type: ignore[attr-defined]  # from Python 3.12 on; only type checkers read it
+    from _typeshed import ReadableBuffer
 
 __all__ = ["StagedFile", "Store", "explain", "is_transient"]
 
@@ -172,8 +172,8 @@ class Store:
     def names(self, prefix: str = "") -> list[str]:
         """Return the names of all files whose names start with ``prefix``, at any depth, sorted.
 
-        They are relative to this store, whatever the prefix: ``names("plan/")`` lists a folder, ``names("part-")`` files
-        (and folders) that are called so. An empty list where there is nothing; never from a cache.
+        They are relative to this store, whatever the prefix: ``names("plan/")`` lists a folder, ``names("part-")``
+        files (and folders) that are called so. An empty list where there is nothing; never from a cache.
         """
         return list(self.sizes(prefix))
 
@@ -266,7 +266,7 @@ class StagedFile(io.BufferedIOBase):
         """Return True: this is a file to write."""
         return True
 
-    def write(self, data: Buffer, /) -> int:
+    def write(self, data: ReadableBuffer, /) -> int:
         """Append bytes."""
         if self._state != "open" or self.closed:
             raise ValueError(f"write to a {'closed' if self._state == 'open' else self._state} staged file")

@@ -17,8 +17,7 @@ from cortex_dask.io.store import Store, explain, is_transient
 from tests.conftest import follow_environment
 from tests.faulty_s3 import FaultyS3
 from tests.s3 import SIGNED
-from tests.store_suite import BLOCK, StoreSuite
-from tests.unit.test_store import killed_while_staging, one_winner
+from tests.store_suite import BLOCK, StoreSuite, killed_while_staging, one_winner
 
 pytestmark = pytest.mark.s3
 

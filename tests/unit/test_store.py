@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from cortex_dask.errors import CortexDaskError, InputError, StorageError
 from cortex_dask.io import faults
 from cortex_dask.io.store import Store, explain, is_transient
-from tests.store_suite import StoreSuite
+from tests.store_suite import StoreSuite, killed_while_staging, one_winner, python
 
 
 class TestLocalStore(StoreSuite):
@@ -28,15 +27,6 @@ class TestMemoryStore(StoreSuite):
     @pytest.fixture
     def store(self) -> Store:
         return Store(f"memory://{uuid.uuid4().hex}")
-
-
-def python(script: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", script, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
 
 
 # imports
@@ -166,58 +156,6 @@ def test_links_to_files_are_listed_and_links_to_folders_not_followed(tmp_path: P
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "a" / "file")
     assert [name for name in store.names() if name != "loop"] == ["a/file", "link"]
-
-
-CREATE = """
-import sys
-from cortex_dask.io.store import Store
-store = Store(sys.argv[1])
-store.names()
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    store.create("file", sys.argv[2].encode() * 10_000)
-    print("won", flush=True)
-except FileExistsError:
-    print("lost", flush=True)
-"""
-
-
-def one_winner(url: str, processes: int = 4) -> None:
-    """Let processes create the same file at once and check that one of them did."""
-    running = [python(CREATE, url, str(number)) for number in range(processes)]
-    for process in running:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=60)[0] for process in running]
-    assert sorted(answers) == ["lost\n"] * (processes - 1) + ["won\n"]
-    assert Store(url).read("file") == str(answers.index("won\n")).encode() * 10_000
-    assert Store(url).names() == ["file"]
-
-
-KILLED = """
-import os, signal, sys
-from cortex_dask.io.store import Store
-store = Store(sys.argv[1])
-with store.stage("folder/part") as file:
-    file.write(bytes(40 << 20))
-    file.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def killed_while_staging(url: str) -> None:
-    """Let a process die in the middle of writing and check that nobody sees a file."""
-    process = python(KILLED, url)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-    assert Store(url).names() == []
-    Store(url).delete_tree("folder")
-    assert not Store(url).exists("folder")
 
 
 def test_create_from_many_processes_has_one_winner(tmp_path: Path) -> None:
