@@ -305,7 +305,7 @@ class TestRefused:
             (pd.DataFrame([[1]], columns=[None]), "name columns with text"),
             (pd.DataFrame({"p": pd.period_range("2026", periods=1, freq="D")}), "'p' of the result holds periods"),
         ],
-        ids=lambda value: str(value)[:30],
+        ids=lambda value: str(value).split(" at 0x")[0][:30],
     )
     def test_says_what_was_found_and_what_is_allowed(self, result, message):
         with pytest.raises(ResultError, match=message) as caught:
