@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
-from typing import Any
-
-import orjson
 
 from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.io.records import BatchFailure, SplitRecord
+from cortex_dask.io.reading import Batch, UnreadableInput, read_split
+from cortex_dask.io.records import SplitRecord
 from cortex_dask.io.settings import JobSettings
-from cortex_dask.io.splits import Split, batch_id
+from cortex_dask.io.splits import PlanHeader, Split
+from cortex_dask.runtime.failures import FailureFile, Verdict
 
 __all__ = ["abandon_split"]
 
 
 def abandon_split(
-    job: JobDirectory, settings: JobSettings, split: Split, message: str, *, attempts: int
+    job: JobDirectory, settings: JobSettings, header: PlanHeader, split: Split, message: str, *, attempts: int
 ) -> SplitRecord:
     """Write a dead letter for every batch of a split, and return the record that says so.
 
@@ -30,6 +28,8 @@ def abandon_split(
         Where the dead letters are written.
     settings : JobSettings
         The job's.
+    header : PlanHeader
+        The plan's.
     split : Split
         The split.
     message : str
@@ -38,68 +38,31 @@ def abandon_split(
         How often the split was sent.
     """
     attempt_id = uuid.uuid4().hex
-    name = f"failures/{split.number:06d}-{attempt_id}.jsonl"
-    lines: list[bytes] = []
-    failures: list[BatchFailure] = []
-    for index, rows, position, payload in _batches(job, split):
-        identity = batch_id(settings.job_id, split.origin, index)
-        failures.append(BatchFailure(index, identity, rows, attempts, "worker lost", message))
-        letter = {
-            "batch_id": identity,
-            "split": split.origin,
-            "batch": index,
-            "position": position,
-            "rows": rows,
-            "attempts": attempts,
-            "cause": "worker lost",
-            "error": message,
-            "traceback": None,
-            "payload": payload,
-        }
-        lines.append(_dump(letter))
-    if lines:
-        job.store.write(name, b"\n".join(lines) + b"\n")
+    letters = FailureFile(job.store, settings.job_id, split, attempt_id, header.batch_size)
+    verdict = Verdict("worker lost", message, None, attempts)
+    following = 0
+    try:
+        for item in read_split(split, header):
+            if isinstance(item, Batch):
+                letters.add(item, verdict)
+                following = item.index + 1
+            else:
+                letters.add_line(item)
+    except UnreadableInput:
+        # What cannot be read any more is still named: by index, as planned, without its payload.
+        planned = split.only if split.only is not None else range(split.batches or following + 1)
+        letters.add_unread([index for index in planned if index >= following], verdict)
+    batches = [failure for failure in letters.failures if failure.batch is not None]
     return SplitRecord(
         split=split.number,
         attempt_id=attempt_id,
         part=None,
-        batches=len(failures),
+        batches=len(batches),
         succeeded=0,
-        failures=tuple(failures),
-        failures_file=name if lines else None,
-        failed_attempts=attempts * len(failures),
-        rows_in=sum(failure.rows for failure in failures),
+        failures_file=letters.close(),
+        failures=tuple(letters.failures),
+        failed_attempts=attempts * len(batches),
+        rows_in=sum(failure.rows for failure in batches),
         worker="coordinator",
         finished=time.time(),
     )
-
-
-def _batches(job: JobDirectory, split: Split) -> Iterator[tuple[int, int, Any, Any]]:
-    from cortex_dask.io.payload import to_records
-    from cortex_dask.io.reading import Batch, UnreadableInput, read_split
-
-    header = job.plan_header()
-    assert header is not None
-    try:
-        for item in read_split(split, header):
-            if isinstance(item, Batch):
-                yield item.index, item.rows, [tuple(place) for place in _plain(item.position)], to_records(item.data)
-    except UnreadableInput:
-        # What cannot be read any more is still named: by index, as planned, without its payload.
-        for index in split.only or range(split.batches or 1):
-            yield index, 0, None, None
-
-
-def _plain(position: Any) -> Any:
-    from dataclasses import astuple
-
-    return (astuple(place) for place in position)
-
-
-def _dump(value: Any) -> bytes:
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        import json
-
-        return json.dumps(value, default=str).encode()

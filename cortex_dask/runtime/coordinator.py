@@ -24,7 +24,6 @@ from cortex_dask.io.ledger import Ledger
 from cortex_dask.io.output import OutputDirectory
 from cortex_dask.io.records import Outcome, Part, SplitRecord, SplitTask
 from cortex_dask.io.splits import PlanHeader, Split
-from cortex_dask.runtime.abandon import abandon_split
 from cortex_dask.runtime.committer import Committer
 from cortex_dask.runtime.schema_election import SchemaElection
 from cortex_dask.runtime.source import SplitSource
@@ -191,9 +190,13 @@ class Coordinator:
             self._begin(header)
             self._cluster.start(self._job.url, self._settings, self._on_event)
             self._process(header)
-            return self._seal()
+            ended = self._seal()
         finally:
             self._cluster.close()
+        if self._output is not None:
+            # Now that the handlers have ended: an attempt that lost against another coordinator's may have run until here.
+            self._output.clean()
+        return ended
 
     def _enqueue(self) -> PlanHeader:
         """Check the output, plan the splits, and write the plan."""
@@ -216,6 +219,7 @@ class Coordinator:
 
     def _begin(self, header: PlanHeader) -> None:
         output = self._settings.output
+        self._header = header
         self._deadline = time.monotonic() + self._settings.limits.timeout if self._settings.limits.timeout else None
         self._total_splits = header.splits + len(self._retries)
         splits: Iterator[Split] = (
@@ -259,10 +263,8 @@ class Coordinator:
             replaced = self._job.read_json("plan/replaces.json") or []
             self._output.write_manifest(self._parts(), self._job.schema(), status, replaced)
         self._complete()
-        if self._output is not None:
-            if not failed:
-                self._output.seal()
-            self._output.clean()
+        if self._output is not None and not failed:
+            self._output.seal()
         return status, reason
 
     # sending --------------------------------------------------------------------------------------------------------
@@ -363,8 +365,10 @@ class Coordinator:
         if lost < WORKER_LOST_BUDGET:
             self._source.put_back(split)
         else:
+            from cortex_dask.runtime.abandon import abandon_split  # brings the readers, which are not needed otherwise
+
             message = f"its worker was lost {lost} times: {error}"
-            self._commit(abandon_split(self._job, self._settings, split, message, attempts=lost))
+            self._commit(abandon_split(self._job, self._settings, self._header, split, message, attempts=lost))
 
     def _storage_failed(self, split: Split, message: str) -> None:
         faults = self._storage_faults[split.number] = self._storage_faults.get(split.number, 0) + 1
