@@ -168,4 +168,4 @@ def _dump(letter: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(letter, default=str, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:  # integers of more than 64 bits, lone surrogates
-        return json.dumps(letter, default=str).encode()
+        return json.dumps(letter, default=str, ensure_ascii=False).encode(errors="replace")

@@ -120,34 +120,33 @@ class LogChunks:
 
     def _store_all(self, *, once: bool) -> bool:
         while True:
-            lines = self._take()
-            if not lines:
+            lines, dropped = self._take()
+            if not lines and not dropped:
                 return True
+            warning = f"{dropped:,} log lines were dropped: the store took them more slowly than they were written"
+            data = [line("WARNING", warning, self._labels), *lines] if dropped else lines
             try:
-                self._store.write(f"{self._prefix}-{self._number:05d}.jsonl", b"\n".join(lines) + b"\n")
-            except OSError:
+                self._store.write(f"{self._prefix}-{self._number:05d}.jsonl", b"\n".join(data) + b"\n")
+            except Exception:  # noqa: BLE001 - whatever a store raises, the job goes on
                 with self._condition:
                     if not once:
                         self._lines.extendleft(reversed(lines))
                         self._size += sum(map(len, lines)) + len(lines)
+                        self._dropped += dropped
                 return False
             with self._condition:
                 self._number += 1
                 self._last = time.monotonic()
 
-    def _take(self) -> list[bytes]:
+    def _take(self) -> tuple[list[bytes], int]:
+        """Take the lines of one chunk, and how many were dropped before them."""
         with self._condition:
             lines: list[bytes] = []
             size = 0
-            if self._dropped:
-                message = (
-                    f"{self._dropped:,} log lines were dropped: the store took them more slowly than they were written"
-                )
-                lines.append(line("WARNING", message, self._labels))
-                self._dropped = 0
             while self._lines and size < _CHUNK:
                 item = self._lines.popleft()
                 size += len(item) + 1
                 lines.append(item)
             self._size -= size
-            return lines
+            dropped, self._dropped = self._dropped, 0
+            return lines, dropped

@@ -82,14 +82,19 @@ def _dumps(value: dict[str, Any]) -> bytes:
 
 
 def _pair(key: str, item: Any) -> bytes:
-    name = json.dumps(key).encode()
+    name = _plain_json(key)
     try:
         return name + b":" + orjson.dumps(item, default=_text, option=_OPTIONS)
     except Exception:  # noqa: BLE001 - as above
         try:
-            return name + b":" + json.dumps(item, default=_text, allow_nan=False).encode()
+            return name + b":" + _plain_json(item)
         except Exception:  # noqa: BLE001 - as above
-            return name + b":" + json.dumps(_text(item)).encode()
+            return name + b":" + _plain_json(_text(item))
+
+
+def _plain_json(value: Any) -> bytes:
+    # Lone surrogates have no form in UTF-8, and written as an escape they are refused by readers.
+    return json.dumps(value, default=_text, allow_nan=False, ensure_ascii=False).encode(errors="replace")
 
 
 def _text(value: Any) -> str:

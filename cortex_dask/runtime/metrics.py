@@ -16,6 +16,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 __all__ = ["MetricsClient", "merge", "quantile"]
@@ -40,14 +41,16 @@ class MetricsClient:
 
     def increment(self, metric: str, value: float = 1, tags: Mapping[str, str] | None = None) -> None:
         """Add to a counter."""
-        series = self._of("counter", metric, value, tags, {"value": 0})
+        value = _number(metric, value)
+        series = self._of("counter", metric, tags, {"value": 0})
         if series is not None:
             with self._lock:
                 series["value"] += value
 
     def gauge(self, metric: str, value: float, tags: Mapping[str, str] | None = None) -> None:
         """Set the current value of something."""
-        series = self._of("gauge", metric, value, tags, {"value": 0, "time": 0})
+        value = _number(metric, value)
+        series = self._of("gauge", metric, tags, {"value": 0, "time": 0})
         if series is not None:
             with self._lock:
                 series["value"], series["time"] = value, time.time()
@@ -55,7 +58,8 @@ class MetricsClient:
     def histogram(self, metric: str, value: float, tags: Mapping[str, str] | None = None) -> None:
         """Add a value to a distribution."""
         empty = {"count": 0, "sum": 0, "min": math.inf, "max": -math.inf, "buckets": {}}
-        series = self._of("histogram", metric, value, tags, empty)
+        value = _number(metric, value)
+        series = self._of("histogram", metric, tags, empty)
         if series is not None:
             with self._lock:
                 series["count"] += 1
@@ -76,11 +80,9 @@ class MetricsClient:
             merged = merge([series, list(self._series.values())])
             self._series = {_key(item): item for item in merged}
 
-    def _of(self, kind: str, metric: str, value: float, tags: Mapping[str, str] | None, empty: Series) -> Series | None:
+    def _of(self, kind: str, metric: str, tags: Mapping[str, str] | None, empty: Series) -> Series | None:
         if metric.startswith(_FORBIDDEN):
             raise ValueError(f"metric {metric!r}: names that start with cortex_ or istio_ are reserved, choose another")
-        if not math.isfinite(value):
-            raise ValueError(f"metric {metric!r}: its value is {value!r}; a finite number is needed")
         labels = tuple(sorted((str(key), str(item)) for key, item in tags.items())) if tags else ()
         key = (kind, metric, labels)
         with self._lock:
@@ -132,6 +134,13 @@ def quantile(histogram: Series, share: float) -> float:
         if seen >= wanted:
             return float(min(max(value, histogram["min"]), histogram["max"]))
     return float(histogram["max"])
+
+
+def _number(metric: str, value: float) -> float:
+    """Return a plain number, also for one of numpy."""
+    if not math.isfinite(value):
+        raise ValueError(f"metric {metric!r}: its value is {value!r}; a finite number is needed")
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _key(series: Series) -> _Key:
