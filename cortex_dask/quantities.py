@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Decimal, localcontext
 
 __all__ = ["ALLOWED", "parse_bytes", "parse_quantity"]
 
@@ -11,6 +11,7 @@ __all__ = ["ALLOWED", "parse_bytes", "parse_quantity"]
 ALLOWED = "a quantity as Kubernetes writes it, such as 2, 0.5, 200m, 1e3, 512Mi or 2G"
 
 _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "K": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_DIGITS = 120  # more than 40 digits before and after the point, times 2 ** 60, can have
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
 # An exponent is tried before the suffix E, so 1E3 is a thousand and 1E an exa. Two digits of exponent reach far beyond
 # any machine, and keep a typing error from becoming a number with a billion digits.
@@ -47,10 +48,12 @@ def parse_quantity(value: object) -> Decimal:
     match = _FORM.fullmatch(value.strip() if isinstance(value, str) else str(value))
     if match is None:
         raise ValueError(f"found {value!r}; allowed is {ALLOWED}")
-    number, suffix = Decimal(match["number"]), match["suffix"] or ""
+    number, suffix = match["number"], match["suffix"] or ""
     if suffix in _BINARY:
-        return number * (1 << _BINARY[suffix])
-    return number.scaleb(int(match["exponent"] or _DECIMAL[suffix]))
+        with localcontext(prec=_DIGITS):
+            return Decimal(number) * (1 << _BINARY[suffix])
+    # Made from text, because that is exact, whatever the precision of the caller's decimal context.
+    return Decimal(f"{number}e{match['exponent'] or _DECIMAL[suffix]}")
 
 
 def parse_bytes(value: object) -> int:

@@ -168,7 +168,7 @@ def _absolute_path(path: str, folder: Any) -> str:
     path = os.path.expanduser(path)  # noqa: PTH111 - a Path would drop the slash at the end, which prefixes mind
     if not os.path.isabs(path):  # noqa: PTH117 - as above
         path = f"{folder()}/{path}"
-    end = "/" if path.endswith(("/", "/.")) else ""
+    end = "/" if path.endswith("/") else ""
     return os.path.normpath(path).rstrip("/") + end or "/"
 
 
