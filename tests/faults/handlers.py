@@ -110,9 +110,10 @@ FAULTS: dict[str, Callable[[int], None]] = {
 class FaultyHandler:
     """Handle batches, but for the faults that ``config`` names.
 
-    ``marks``: a local folder. ``fault``: a key of :data:`FAULTS`, or one of the answers in ``handle_batch``. ``bad``: the
-    ids that it strikes. ``times``: how often it strikes each of them; None: always. ``until``: a file in the folder of
-    marks whose existence ends the fault. ``gate``: no batch is finished before this file exists in the folder of marks.
+    ``marks``: a local folder. ``fault``: a key of :data:`FAULTS`, or one of the answers in ``handle_batch``. ``bad``:
+    the ids that it strikes. ``times``: how often it strikes each of them; None: always. ``until``: a file in the folder
+    of marks whose existence ends the fault. ``gate``: no batch is finished before this file exists in the folder of
+    marks. ``seconds``: what a batch takes.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -145,7 +146,7 @@ class FaultyHandler:
         until = self._config.get("until")
         if until is not None and (self._marks / until).exists():
             return False
-        return any([self._strikes(number) for number in ids if number in self._bad])
+        return any(self._strikes(number) for number in ids if number in self._bad)
 
     def _strikes(self, number: int) -> bool:
         times = self._config.get("times")

@@ -25,7 +25,7 @@ from cortex_dask.io.store import Store
 from cortex_dask.job import Job
 from tests.faults.handlers import FaultyHandler
 
-__all__ = ["BATCH", "GROUP", "Call", "FaultJob", "make_input", "make_job", "until"]
+__all__ = ["BATCH", "GROUP", "ROOT", "Call", "FaultJob", "make_input", "make_job", "until"]
 
 ROOT = str(Path(__file__).parents[2])
 FILES, ROWS, GROUP, BATCH = 8, 500, 250, 50
@@ -41,11 +41,13 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any
     return value
 
 
-def make_input(store: Store, *, format: Literal["parquet", "json"] = "parquet", files: int = FILES) -> dict[str, int]:
-    """Write files with the ids from 0 on; returns the first id of each file, by URL."""
+def make_input(
+    store: Store, *, format: Literal["parquet", "json"] = "parquet", files: int = FILES, start: int = 0
+) -> dict[str, int]:
+    """Write files with the ids from ``start`` on; returns the first id of each file, by URL."""
     firsts = {}
     for number in range(files):
-        ids = range(number * ROWS, (number + 1) * ROWS)
+        ids = range(start + number * ROWS, start + (number + 1) * ROWS)
         name = f"{number:02d}.{'parquet' if format == 'parquet' else 'jsonl'}"
         if format == "parquet":
             sink = io.BytesIO()
@@ -130,8 +132,8 @@ class FaultJob:
 
     def _lines(self) -> list[str]:
         log = self.marks / "calls"
-        # a line counts when it is whole
-        return [line[:-1] for line in log.read_text().splitlines(keepends=True) if line[-1] == "\n"] if log.exists() else []
+        text = log.read_text() if log.exists() else ""
+        return text.split("\n")[:-1]  # a line counts when it is whole
 
     def mark(self, name: str) -> None:
         """Set a mark that the handler looks for."""
@@ -165,6 +167,7 @@ def make_job(
     output: str | None = None,
     mode: Literal["error", "append", "overwrite"] = "error",
     files: int = FILES,
+    start: int = 0,
     keep: bool | Sequence[str] = False,
     limits: LimitSettings | None = None,
     memory: int | None = None,
@@ -180,7 +183,7 @@ def make_job(
     if source is None:
         source = Store(f"{folder}/in")
     if firsts is None:
-        firsts = make_input(source, format=input_format, files=files)
+        firsts = make_input(source, format=input_format, files=files, start=start)
     directory = JobDirectory(f"{folder}/jobs/faulty/{job_id}")
     settings = JobSettings(
         job_id=job_id,

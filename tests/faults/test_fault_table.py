@@ -26,9 +26,9 @@ BAD = (120, 1777)  # in two files and two splits; the second in the middle of it
 class Fault:
     """A row of the table.
 
-    ``strikes`` and ``times`` are the handler's ``fault`` and ``times``. Without ``cause`` everything has to be recovered;
-    with it, the batches with the bad rows end in the dead letter for that cause, after so many attempts, with an error
-    that matches.
+    ``strikes`` and ``times`` are the handler's ``fault`` and ``times``. Without ``cause`` everything has to be
+    recovered; with it, the batches with the bad rows end in the dead letter for that cause, after so many attempts,
+    with an error that matches.
     """
 
     name: str
@@ -109,7 +109,7 @@ def test_fault(fault: Fault, new_job: Callable[..., FaultJob]) -> None:
     until(job.handlers_gone, "the handler processes to end")
 
 
-def test_a_hang_that_ends_when_it_is_asked_where_it_hangs_harms_no_bystander(local_job: Callable[..., FaultJob]) -> None:
+def test_a_hang_that_ends_when_asked_where_it_hangs_harms_no_bystander(local_job: Callable[..., FaultJob]) -> None:
     # The signal that asks ends the wait; until it is killed, the process goes on with the next batches.
     job = local_job(fault="hang until a signal comes", bad=BAD, seconds=0.05, limits=LimitSettings(batch_timeout=0.4))
 
