@@ -194,7 +194,8 @@ class Coordinator:
         finally:
             self._cluster.close()
         if self._output is not None:
-            # Now that the handlers have ended: an attempt that lost against another coordinator's may have run until here.
+            # Only now that the handlers have ended: an attempt that lost against another coordinator's may have run
+            # until here.
             self._output.clean()
         return ended
 
