@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.json
+import pyarrow.parquet
 
 from cortex_dask.dead_letters import to_frame
 from cortex_dask.io.records import CAUSES, SplitRecord
@@ -157,8 +160,8 @@ def _foreign(job: FaultJob) -> set[str]:
 
 
 def _read(output: Store, name: str, format: str) -> pa.Table:
-    dataset = pyarrow.dataset.dataset(output.path(name), filesystem=output.fs, format=format)
-    return dataset.to_table()
+    data = io.BytesIO(output.read(name))
+    return pyarrow.parquet.read_table(data) if format == "parquet" else pyarrow.json.read_json(data)
 
 
 def _dead_letters(

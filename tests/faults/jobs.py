@@ -28,7 +28,7 @@ from tests.faults.handlers import FaultyHandler
 __all__ = ["BATCH", "GROUP", "ROOT", "Call", "FaultJob", "make_input", "make_job", "until"]
 
 ROOT = str(Path(__file__).parents[2])
-FILES, ROWS, GROUP, BATCH = 8, 500, 250, 50
+FILES, ROWS, GROUP, BATCH = 4, 500, 250, 50
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:

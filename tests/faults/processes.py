@@ -223,7 +223,7 @@ def _worker(address: str, folder: str, threads: int) -> None:
 
 
 class DaskHost:
-    """A scheduler and some workers, each a process; workers that die are replaced, as a nanny or a pod's controller does."""
+    """A scheduler and workers, each a process; workers that die are replaced, as a nanny or a controller of pods does."""
 
     def __init__(self, folder: Path, workers: int, threads: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)

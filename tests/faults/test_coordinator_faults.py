@@ -51,7 +51,7 @@ CHAINS = {
     "publishing": [
         Moment("publish", "part-"),
         Moment("publish", "part-", count=2, when="after"),
-        Moment("publish", "part-", count=5),
+        Moment("publish", "part-", count=3),
     ],
     "sealing": [
         Moment("write", r"_manifest\.json$"),

@@ -66,19 +66,26 @@ FAULTS = [
     Fault("SIGKILL, always", "kill", None, "crash", "SIGKILL"),
     Fault("SIGKILL, once", "kill", 1),
     Fault("SystemExit", "system exit", None, "exception", "SystemExit: enough"),
-    Fault("hang, always", "hang", None, "timed out", "batch_timeout", 2, 4, _limits(batch_timeout=0.6, max_attempts=2)),
-    Fault("hang, once", "hang", 1, options=_limits(batch_timeout=0.6)),
+    Fault(
+        "hang, always",
+        "hang",
+        None,
+        "timed out",
+        "batch_timeout",
+        2,
+        options=_limits(batch_timeout=0.8, max_attempts=2),
+    ),
+    Fault("hang, once", "hang", 1, options=_limits(batch_timeout=0.8)),
     Fault(
         "hang in native code",
         "hang in native code",
         None,
         "timed out",
         "batch_timeout",
-        1,
         2,
-        _limits(batch_timeout=0.6, max_attempts=1),
+        options=_limits(batch_timeout=0.8, max_attempts=2),
     ),
-    Fault("stall", "hang", None, "timed out", "stall_timeout", 1, 2, _limits(stall_timeout=1.0, max_attempts=1)),
+    Fault("stall", "hang", None, "timed out", "stall_timeout", 2, options=_limits(stall_timeout=1.0, max_attempts=2)),
     Fault("memory hog that fits in halves", "hog that fits in halves", None, options={"memory": 400 * MIB}),
     Fault("memory hog", "hog", None, "out of memory", "limit", options={"memory": 400 * MIB, "batch_size": 4}),
     Fault("MemoryError that fits in halves", "memory error that fits in halves", None),
@@ -88,8 +95,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault(fault: Fault, new_job: Callable[..., FaultJob]) -> None:
-    files = 4 if "memory" in fault.options else 8
-    job = new_job(files=files, fault=fault.strikes, times=fault.times, bad=BAD, **fault.options)
+    job = new_job(fault=fault.strikes, times=fault.times, bad=BAD, **fault.options)
 
     job.run()
 
