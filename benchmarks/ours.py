@@ -31,10 +31,9 @@ def main() -> None:
     job = cx.run(
         Handler,
         str(run.data / "input"),
-        str(run.output),
+        {"path": str(run.output), "format": "json" if lines else "parquet"},
         batch_size=run.workload.batch_size,
         batch_format="records" if lines else "numpy",
-        output_format="json" if lines else "parquet",
         workers=run.workers,
         config={
             "workload": run.workload.name,
