@@ -31,8 +31,12 @@ SIGNED = "AWS4-HMAC-SHA256 Credential=testing/20200101/us-east-1/s3/aws4_request
 WSGIApplication = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
-class _OneConditionAtATime:
-    """Let conditional requests through one by one: S3 decides them atomically, moto checks first and writes later."""
+class _LikeS3:
+    """Answer as S3 does where moto does not.
+
+    Conditional requests go through one by one: S3 decides them atomically, moto checks first and writes later.
+    Completing an upload that was aborted is a 404; moto fails with a KeyError.
+    """
 
     def __init__(self, application: WSGIApplication) -> None:
         self._application = application
@@ -42,6 +46,14 @@ class _OneConditionAtATime:
         if environ["REQUEST_METHOD"] in ("PUT", "POST") and "HTTP_IF_NONE_MATCH" in environ:
             with self._lock:
                 return list(self._application(environ, start_response))
+        if environ["REQUEST_METHOD"] == "POST" and "uploadId=" in environ["QUERY_STRING"]:
+            try:
+                return list(self._application(environ, start_response))
+            except KeyError:
+                start_response("404 Not Found", [("Content-Type", "application/xml")])
+                return [
+                    b"<?xml version='1.0'?><Error><Code>NoSuchUpload</Code><Message>it was aborted</Message></Error>"
+                ]
         return self._application(environ, start_response)
 
 
@@ -56,7 +68,7 @@ class S3Server:
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        application = _OneConditionAtATime(DomainDispatcherApplication(create_backend_app))
+        application = _LikeS3(DomainDispatcherApplication(create_backend_app))
         self._server: BaseWSGIServer = make_server(
             "127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler
         )

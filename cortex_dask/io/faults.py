@@ -7,10 +7,8 @@ process which only uses local files never pays for them.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +69,7 @@ _TRANSIENT_CLASSES = frozenset(
         "ServiceRequestError",
         "ServiceResponseError",
         "TransportError",
+        "gaierror",
     }
 )
 _FINAL_CLASSES = frozenset(
@@ -219,7 +218,7 @@ def is_transient(error: BaseException) -> bool:
             return False
         if names & _TRANSIENT_CLASSES or _status(link) in _TRANSIENT_STATUSES:
             return True
-        if isinstance(link, (ConnectionError, TimeoutError, socket.gaierror)):
+        if isinstance(link, (ConnectionError, TimeoutError)):
             return True
         if isinstance(link, OSError) and link.errno in _TRANSIENT_ERRNOS:
             return True
@@ -268,6 +267,8 @@ def _unusable(error: BaseException, where: str) -> CortexDaskError | None:
             f"{where} needs the package {package}, which is not installed here: run `pip install {package}`"
         )
     if isinstance(error, ValueError) and "protocol not known" in str(error).lower():
+        import difflib
+
         near = difflib.get_close_matches(protocol, ["file", "memory", *_PACKAGES], n=1)
         hint = f"did you mean {near[0]}://? " if near else ""
         return InputError(
@@ -296,6 +297,8 @@ def _service(error: BaseException, where: str) -> CortexDaskError | None:
         return StoreAccessError(f"{where} refuses requests because this machine's clock is wrong ({code}): set it")
     if code in ("NoSuchBucket", "ContainerNotFound"):
         return StorageError(f"the bucket {bucket} does not exist: check its name and the endpoint, or create it")
+    if code == "NoSuchUpload":
+        return StorageError(f"the unfinished upload of {where} was aborted by somebody else: write it again")
     if code == "InvalidBucketName" or "Invalid bucket name" in str(error):
         return StorageError(f"{bucket!r} is not a possible bucket name: check {where}")
     if code in _WRONG_REGION:
@@ -313,9 +316,7 @@ def _service(error: BaseException, where: str) -> CortexDaskError | None:
         return StorageError(
             f"no secure connection to {where}: {_meaning(error)}; check the endpoint and the certificates"
         )
-    if names & _UNREACHABLE or any(
-        isinstance(link, (socket.gaierror, ConnectionRefusedError)) for link in _chain(error)
-    ):
+    if names & _UNREACHABLE or names & {"gaierror", "ConnectionRefusedError"}:
         return StorageError(
             f"the server of {where} cannot be reached: {_meaning(error)}; check the endpoint and the network"
         )

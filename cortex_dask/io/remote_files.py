@@ -261,15 +261,16 @@ class _RemoteStagedFile(StagedFile):
         return self._written
 
     def _write(self, data: memoryview) -> int:
-        if self._failed is not None:
-            raise ValueError(
-                "an earlier write of this staged file failed: discard it and start again"
-            ) from self._failed
+        self._check()
         self._buffer.write(data)
         self._written += len(data)
         if self._buffer.tell() >= _BLOCK and self._files.uploads_unseen:
             self._send_block()
         return len(data)
+
+    def _check(self) -> None:
+        if self._failed is not None:
+            raise StorageError(f"a write of {self.url} has failed: discard it and write it again") from self._failed
 
     def _send_block(self) -> None:
         """Upload what the buffer holds; after a failure the file can only be discarded."""
@@ -306,8 +307,7 @@ class _RemoteStagedFile(StagedFile):
         return fs.open(path, "wb", block_size=_BLOCK, autocommit=False)
 
     def _commit(self) -> int:
-        if self._failed is not None:
-            raise ValueError("a write of this staged file failed: discard it and start again") from self._failed
+        self._check()
         if self._upload is None:
             self._files.write(self._name, self._buffer.getvalue())
             return self._written

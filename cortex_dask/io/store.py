@@ -22,7 +22,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import random
 import re
 import time
 from collections.abc import Callable
@@ -45,6 +44,10 @@ _DELAYS = (0.1, 0.3, 0.9, 2.7)
 
 #: Errors of a program, not of a store: they keep their class.
 _BUGS = (TypeError, AttributeError, LookupError, NameError, AssertionError, NotImplementedError)
+
+
+#: Service codes that come as FileNotFoundError and mean something else than a missing file.
+_NOT_ABOUT_A_FILE = ("NoSuchBucket", "ContainerNotFound", "NoSuchUpload")
 
 
 class Files(Protocol):
@@ -335,6 +338,8 @@ def persist(request: Callable[[], _T], url: str, *, writes: bool = False, once: 
                 if surfaced is error:
                     raise
                 raise surfaced from error
+            import random  # only here: it takes longer to import than this module
+
             time.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311  # jitter is no secret
 
 
@@ -344,7 +349,7 @@ def _surfaced(error: Exception, url: str, *, writes: bool) -> Exception:
         return error
     if isinstance(error, FileExistsError):
         return FileExistsError(errno.EEXIST, "there is such a file already", shown_url(url))
-    if isinstance(error, FileNotFoundError) and error_code(error) not in ("NoSuchBucket", "ContainerNotFound"):
+    if isinstance(error, FileNotFoundError) and error_code(error) not in _NOT_ABOUT_A_FILE:
         if writes and "://" in url:
             return StorageError(f"{shown_url(url)} cannot be written: its bucket or container does not exist")
         return FileNotFoundError(errno.ENOENT, "there is no such file", shown_url(url))

@@ -141,7 +141,8 @@ def stage_small(target: Store) -> int:
 
 def stage_large(target: Store) -> int:
     with target.stage("part") as file:
-        file.write(bytes(BLOCK))
+        for _ in range(2):
+            file.write(bytes(BLOCK))
         file.write(b"end")
         return file.commit()
 
@@ -185,7 +186,7 @@ OPERATIONS = [
     Operation("publish", lambda target: target.publish("a", "b", 4), {"a": b"rows"}, {"b": b"rows"}),
     Operation("publish again", lambda target: target.publish("a", "b", 4), {"b": b"rows"}, {"b": b"rows"}),
     Operation("stage small", stage_small, {"part": b"old"}, {"part": b"rows"}, 4),
-    Operation("stage large", stage_large, {}, {"part": bytes(BLOCK) + b"end"}, BLOCK + 3),
+    Operation("stage large", stage_large, {}, {"part": bytes(2 * BLOCK) + b"end"}, 2 * BLOCK + 3),
     Operation("discard", stage_and_discard, {"part": b"old"}, {"part": b"old"}),
 ]
 
@@ -253,6 +254,40 @@ def test_a_large_file_whose_upload_fails_for_good_is_not_there(faulty_s3: Faulty
     faulty_s3.heal()
     assert target.names() == []
     assert uploads(faulty_s3.bucket) == []
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_large_file_with_a_lost_block_cannot_be_committed(faulty_s3: FaultyS3) -> None:
+    faulty_s3.fail(1, how="503", count=None, match="PUT .*partNumber=2")
+    with Store(faulty_s3.bucket).stage("part") as file:
+        file.write(bytes(BLOCK))
+        with pytest.raises(StorageError, match="failed again and again"):
+            file.write(bytes(BLOCK))
+        faulty_s3.heal()
+        with pytest.raises(StorageError, match="discard it"):
+            file.write(bytes(BLOCK))
+        with pytest.raises(StorageError, match="discard it"):
+            file.commit()
+    assert Store(faulty_s3.bucket).names() == uploads(faulty_s3.bucket) == []
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_an_upload_that_was_completed_by_a_lost_request(faulty_s3: FaultyS3) -> None:
+    """What servers answer that do not remember completed uploads."""
+    faulty_s3.fail(1, when="after", how="404 NoSuchUpload", match="POST .*uploadId=", count=None)
+    assert stage_large(Store(faulty_s3.bucket)) == 2 * BLOCK + 3
+    assert faulty_s3.failed == 1
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_an_upload_that_was_aborted_by_somebody_else(s3: str) -> None:
+    target = Store(s3)
+    with target.stage("folder/part") as file:
+        file.write(bytes(BLOCK))
+        Store(s3).delete_tree("folder")
+        with pytest.raises(StorageError, match="aborted by somebody else"):
+            file.commit()
+    assert target.names() == []
 
 
 def test_the_default_settings_survive_a_fault(faulty_s3: FaultyS3) -> None:
