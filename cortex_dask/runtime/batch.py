@@ -15,7 +15,7 @@ from cortex_dask.io.results import to_table
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import BatchFormat, batch_id
 from cortex_dask.runtime import logs
-from cortex_dask.runtime.failures import Verdict, one_line
+from cortex_dask.runtime.failures import Verdict, one_line, shorten
 from cortex_dask.runtime.handling import LoadedHandler
 from cortex_dask.runtime.history import BatchHistory, SplitHistory
 from cortex_dask.runtime.memory import is_out_of_memory, release_memory
@@ -160,7 +160,7 @@ class Attempts:
         """Note a failed attempt; returns the verdict when it was the last."""
         memory = isinstance(error, OutOfMemoryError)
         shown = error.__cause__ if memory and error.__cause__ is not None else error
-        text = _traceback(shown)
+        text = shorten(_traceback(shown))
         most = self._settings.limits.max_attempts
         final = memory or attempts >= most
         verdict = Verdict("out of memory" if memory else "exception", one_line(shown), text, attempts)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from cortex_dask.errors import StorageError
 from cortex_dask.io.records import BatchFailure, Cause
 from cortex_dask.io.splits import BATCH_NAMESPACE, Split, batch_id
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from cortex_dask.io.reading import BadLine, Batch
     from cortex_dask.io.store import Store
 
-__all__ = ["FailureFile", "Verdict", "one_line"]
+__all__ = ["FailureFile", "Verdict", "one_line", "shorten"]
 
 _IN_MEMORY = 4 * 1024 * 1024  # bytes of dead letters that are held before they go to a temporary file
 _COPY = 1024 * 1024
@@ -130,14 +131,17 @@ class FailureFile:
             "attempts": verdict.attempts,
             "cause": verdict.cause,
             "error": verdict.error,
-            "traceback": _shorten(verdict.traceback),
+            "traceback": shorten(verdict.traceback),
             "payload": payload,
         }
         if self._file is None:
             from tempfile import SpooledTemporaryFile  # not cheap to import, and most splits have no failures
 
             self._file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed by close() or discard()
-        self._file.write(_dump(letter) + b"\n")
+        try:
+            self._file.write(_dump(letter) + b"\n")
+        except OSError as error:
+            raise StorageError(f"dead letters cannot be kept in the temporary folder: {error.strerror}") from error
         self.failures.append(
             BatchFailure(index, identity, rows, verdict.attempts, verdict.cause, _cut(verdict.error, _LINE))
         )
@@ -157,7 +161,8 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
-def _shorten(text: str | None) -> str | None:
+def shorten(text: str | None) -> str | None:
+    """Return a traceback with its middle left out if it is very long."""
     if text is None or len(text) <= _TRACEBACK:
         return text
     half = _TRACEBACK // 2

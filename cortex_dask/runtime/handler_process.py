@@ -22,7 +22,7 @@ import psutil
 from cortex_dask.runtime.log_chunks import LogChunks
 from cortex_dask.runtime.logs import MAX_LINE, dropped, line
 from cortex_dask.runtime.messages import LOG, FrameReader, encode
-from cortex_dask.runtime.progress_cell import ProgressCell
+from cortex_dask.runtime.progress_cell import ProgressCell, Snapshot
 
 __all__ = ["HandlerProcess", "describe_exit", "slot_environment"]
 
@@ -94,7 +94,9 @@ class HandlerProcess:
         self.started = time.monotonic()
         self.runs = 0
         self._sending = threading.Lock()
-        self.cell, cell = ProgressCell.create()
+        self._cell, cell = ProgressCell.create()
+        self._last: Snapshot | None = None
+        self._looking = threading.Lock()
         events, events_there = os.pipe()
         lifeline_there, self._lifeline = os.pipe()
         try:
@@ -111,7 +113,7 @@ class HandlerProcess:
         except BaseException:
             os.close(events)
             os.close(self._lifeline)
-            self.cell.close()
+            self._cell.close()
             raise
         finally:
             for descriptor in (events_there, cell, lifeline_there):
@@ -128,6 +130,11 @@ class HandlerProcess:
         with self._sending, contextlib.suppress(OSError, ValueError):
             while data:
                 data = data[self._popen.stdin.write(data) or 0 :]
+
+    def progress(self) -> Snapshot:
+        """Return what the process is doing, or what it was doing when it ended."""
+        with self._looking:
+            return self._last or self._cell.read()
 
     def memory(self) -> int:
         """Return the resident bytes of the process and of those that it has started."""
@@ -174,7 +181,7 @@ class HandlerProcess:
         family = self._memory.family()
         with contextlib.suppress(OSError):
             os.killpg(self.pid, signal.SIGKILL)
-        for process in family[1:]:  # those that have left the group
+        for process in family:  # those that have left the group
             with contextlib.suppress(psutil.Error):
                 process.kill()
         self.gone.wait(5.0)
@@ -220,6 +227,9 @@ class HandlerProcess:
             if pipe is not None:
                 with self._sending, contextlib.suppress(OSError):
                     pipe.close()
+        with self._looking:
+            self._last = self._cell.read()
+            self._cell.close()
         self.gone.set()
         self.inbox.put({"type": "gone"})
 
@@ -261,7 +271,7 @@ class HandlerProcess:
                     self._chunks.add(self._line("INFO", text))
 
     def _line(self, level: str, message: str) -> bytes:
-        index = self.cell.read().batch
+        index = self.progress().batch
         batch_id = None if index is None else self._batch_id(index)
         return line(level, message, self._labels, batch_id=batch_id, process=self.pid)
 

@@ -7,6 +7,7 @@ here.
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import threading
@@ -25,7 +26,11 @@ _HEADER = struct.Struct(">IB")
 
 def encode(event: dict[str, Any]) -> bytes:
     """Return an event as one frame."""
-    return frame(EVENT, orjson.dumps(event, option=orjson.OPT_NON_STR_KEYS))
+    try:
+        body = orjson.dumps(event, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # lone surrogates in a user's message, integers of more than 64 bits in a metric
+        body = json.dumps(event, ensure_ascii=False).encode(errors="replace")
+    return frame(EVENT, body)
 
 
 def frame(kind: int, body: bytes) -> bytes:

@@ -59,7 +59,7 @@ def run_split(task: SplitTask, report: Report) -> Outcome:
     try:
         with slots.lease(task.job_url) as slot:
             return _Supervision(slot, task, report).run()
-    except CortexDaskError as error:
+    except (CortexDaskError, OSError) as error:
         return _cannot_run(error, task.split.number)
 
 
@@ -68,12 +68,13 @@ def run_completion(job_url: str, report: Report) -> Outcome:
     try:
         with slots.lease(job_url) as slot:
             return _complete(slot, report)
-    except CortexDaskError as error:
+    except (CortexDaskError, OSError) as error:
         return _cannot_run(error, -1)
 
 
-def _cannot_run(error: CortexDaskError, split: int) -> Outcome:
-    # A store that fails may answer later; everything else (no such job, a damaged project) stays as it is.
+def _cannot_run(error: CortexDaskError | OSError, split: int) -> Outcome:
+    # A store that fails may answer later, as may a host that has no process left to give; everything else (no such
+    # job, a damaged project) stays as it is.
     return Outcome("storage" if isinstance(error, OSError) else "worker error", split, message=str(error))
 
 
@@ -189,7 +190,7 @@ class _Supervision:
 
     def say(self, state: str) -> None:
         """Report the slot's state."""
-        self.report({"type": "slot", "worker": self._slot.worker, "state": state})
+        self.report({"type": "slot", "slot": self._slot.worker, "state": state})
 
     def report(self, event: Event) -> None:
         """Tell the coordinator something; that it cannot be told is no reason to stop."""
@@ -321,7 +322,6 @@ class _Watch:
         self._warned = False
         self._proposal: str | None = None
         self._asked = 0.0
-        self._look = 0.0
         self._pause = 0.0
 
     def run(self) -> Outcome | _Death:
@@ -330,6 +330,7 @@ class _Watch:
         supervision.say("running" if process.ready else "initializing")
         process.tail.clear()
         process.send(supervision.order(self._attempt_id, self._run))
+        look = 0.0
         while True:
             try:
                 event = process.inbox.get(timeout=self._timeout())
@@ -339,7 +340,9 @@ class _Watch:
                 ended = self._take(event)
                 if ended is not None:
                     return ended
-                continue  # nothing is decided while there is news
+                if time.monotonic() < look:
+                    continue
+            look = time.monotonic() + _TICK
             if self._proposal is not None:
                 self._answer()
             snapshot = self._snapshot()
@@ -355,7 +358,7 @@ class _Watch:
         return min(_TICK, max(limit / 10, 0.005))
 
     def _snapshot(self) -> Snapshot | None:
-        snapshot = self._process.cell.read()
+        snapshot = self._process.progress()
         return snapshot if snapshot.run == self._run else None
 
     # what the process says --------------------------------------------------------------------------------------------
@@ -373,7 +376,7 @@ class _Watch:
                 process.gone.wait(2.0)
                 return Outcome(event["kind"], number, message=event["message"])
             case "schema":
-                self._proposal, self._asked, self._pause, self._look = event["schema"], time.monotonic(), 0.0, 0.0
+                self._proposal, self._asked, self._pause = event["schema"], time.monotonic(), 0.0
                 self._answer(first=True)
             case "done" if event["run"] == self._run:
                 return supervision.done(event["record"], self._attempt_id)
@@ -491,6 +494,7 @@ def _complete(slot: slots.Slot, report: Report) -> Outcome:
     if job.has_completion is False:
         return Outcome("done", -1)
     process = slot.process()
+    process.runs += 1
     process.send({"type": "complete"})
     while True:
         event = process.inbox.get()

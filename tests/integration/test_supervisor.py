@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -262,7 +263,7 @@ def test_native_code_that_holds_the_interpreter_lock_is_killed_too(make: Make) -
 
 
 def test_a_split_without_progress_is_killed(make: Make) -> None:
-    job = make(POISON.format(action="time.sleep(60)"), limits={"max_attempts": 1, "stall_timeout": 0.5})
+    job = make(POISON.format(action="time.sleep(60)"), limits={"max_attempts": 1, "stall_timeout": 1.5})
     (failure,) = job.record().failures
     assert (failure.batch, failure.cause) == (3, "timed out")
     assert "stall_timeout" in failure.error
@@ -283,7 +284,7 @@ def test_a_reader_that_hangs_is_a_stall(make: Make) -> None:
         def handle_batch(self, payload, batch_id):
             return payload
     """
-    job = make(handler, limits={"max_attempts": 2, "stall_timeout": 0.4})
+    job = make(handler, limits={"max_attempts": 2, "stall_timeout": 1.5})
     record = job.record()
     assert numbers(job, record) == list(range(60))
     assert [failure.batch for failure in record.failures] == [6, 7, 8, 9]
@@ -318,11 +319,11 @@ def test_a_memory_hog_is_killed_and_succeeds_with_half_its_rows(make: Make) -> N
 
 def test_a_row_that_takes_too_much_memory_is_a_dead_letter(make: Make) -> None:
     job = make(
-        HOG.format(mebibytes=600), table=pa.table({"n": range(30, 36)}), batch_size=2, compute={"memory": 400 * 2**20}
+        HOG.format(mebibytes=600), table=pa.table({"n": range(30, 34)}), batch_size=2, compute={"memory": 400 * 2**20}
     )
     record = job.record()
     assert numbers(job, record) == [30, 31]
-    assert [(f.batch, f.cause) for f in record.failures] == [(1, "out of memory"), (2, "out of memory")]
+    assert [(f.batch, f.cause) for f in record.failures] == [(1, "out of memory")]
     assert all("its limit is 400 MiB" in failure.error for failure in record.failures)
 
 
@@ -366,10 +367,11 @@ def test_a_memory_error_with_one_row_is_a_dead_letter(make: Make) -> None:
 # starting -----------------------------------------------------------------------------------------------------------
 
 
+INIT = "class Handler:\n    def __init__(self, config):\n        {}\n    def handle_batch(self, payload): pass\n"
+
+
 def test_an_init_that_raises_fails_the_job(make: Make) -> None:
-    job = make(
-        "class Handler:\n    def __init__(self, config):\n        raise RuntimeError('no model')\n    def handle_batch(self, payload): pass\n"
-    )
+    job = make(INIT.format("raise RuntimeError('no model')"))
     outcome = job.run()
     assert outcome.kind == "worker error"
     assert outcome.message == "the handler cannot be started: RuntimeError: no model"
@@ -378,18 +380,15 @@ def test_an_init_that_raises_fails_the_job(make: Make) -> None:
 
 
 def test_an_init_without_memory_fails_the_job_as_out_of_memory(make: Make) -> None:
-    body = "class Handler:\n    def __init__(self, config):\n        {}\n    def handle_batch(self, payload): pass\n"
-    assert make(body.format("raise MemoryError")).run().kind == "out of memory"
-    hog = make(body.format("self.x = b'x' * 2**30; time.sleep(5)"), compute={"memory": 300 * 2**20})
+    assert make(INIT.format("raise MemoryError")).run().kind == "out of memory"
+    hog = make(INIT.format("self.x = b'x' * 2**30; time.sleep(5)"), compute={"memory": 300 * 2**20})
     outcome = hog.run()
     assert outcome.kind == "out of memory"
     assert "its limit is 300 MiB" in outcome.message
 
 
 def test_an_init_that_crashes_is_tried_three_times(make: Make) -> None:
-    job = make(
-        "class Handler:\n    def __init__(self, config):\n        print('init'); os._exit(7)\n    def handle_batch(self, payload): pass\n"
-    )
+    job = make(INIT.format("print('init'); os._exit(7)"))
     outcome = job.run()
     assert outcome.kind == "worker error"
     assert "exited with code 7" in outcome.message
@@ -434,8 +433,8 @@ def test_the_process_has_no_dask_and_no_more_than_it_needs(make: Make) -> None:
     class Handler:
         def __init__(self, config): pass
         def handle_batch(self, payload):
-            found = [name for name in ("dask", "distributed", "pydantic", "rich", "click", "psutil", "pandas", "s3fs", "pyarrow.dataset") if name in sys.modules]
-            return [",".join(found)] * len(payload)
+            heavy = "dask distributed pydantic rich click psutil pandas s3fs pyarrow.dataset".split()
+            return [",".join(name for name in heavy if name in sys.modules)] * len(payload)
     """
     job = make(handler, rows=1)
     (row,) = job.rows(job.record())
@@ -556,7 +555,7 @@ def test_the_same_instance_handles_all_splits_and_completes_the_job(make: Make) 
 
 
 def test_a_completion_that_fails_fails_the_job(make: Make) -> None:
-    body = "class Handler:\n    def __init__(self, config): pass\n    def handle_batch(self): pass\n    def on_job_complete(self): {}\n"
+    body = INIT.format("pass") + "    def on_job_complete(self): {}\n"
     for action, words in (("1 / 0", "ZeroDivisionError"), ("os._exit(5)", "exited with code 5")):
         outcome = supervisor.run_completion(make(body.format(action)).url, print)
         assert outcome.kind == "worker error"
@@ -585,7 +584,9 @@ def test_everything_that_a_handler_says_is_in_the_log(make: Make) -> None:
             os.wait()
             warnings.warn("careful")
             logging.getLogger("library").info("plain")
-            logger.info("with extra", extra={"confidence": 0.97, "message": "m", "labels": 1, "process": 2, "deep": {"a": [1]}, "object": object, "huge": 2**70, "name": "n"})
+            reserved = {"message": "m", "labels": 1, "process": 2}
+            odd = {"deep": {"a": [1]}, "object": object, "huge": 2**70, "name": "n"}
+            logger.info("with extra", extra={"confidence": 0.97, **reserved, **odd})
             logger.debug("not shown")
             logger.info("x" * 6_000_000)
             try:
@@ -681,8 +682,9 @@ def test_the_process_goes_when_its_worker_is_killed(make: Make, tmp_path: Path, 
     place = tmp_path / "pids"
     job = make(SLEEPER.format(place=str(place), action=action))
     code = (
-        "import sys; from cortex_dask.runtime.supervisor import run_split; from cortex_dask.io.records import SplitTask;"
-        "import orjson; run_split(SplitTask.from_json(orjson.loads(sys.argv[1])), lambda event: None)"
+        "import orjson, sys; from cortex_dask.runtime.supervisor import run_split;"
+        "from cortex_dask.io.records import SplitTask;"
+        "run_split(SplitTask.from_json(orjson.loads(sys.argv[1])), lambda event: None)"
     )
     import orjson
 
@@ -824,3 +826,53 @@ def test_progress_is_reported_about_every_second(make: Make) -> None:
     assert len(reports) >= 2
     assert reports[-1]["batches"] > 0
     assert reports[-1]["rows"] == reports[-1]["batches"] * 10
+
+
+def test_processes_that_come_and_go_leave_nothing_behind(make: Make) -> None:
+    def held() -> tuple[int, int]:
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith("cortex-dask-")]
+        return psutil.Process().num_fds(), len(threads)
+
+    def crash_and_close() -> None:
+        job = make(POISON.format(action="os._exit(3)"), limits={"max_attempts": 2})
+        assert len(job.record().failures) == 1
+        job.close()
+
+    crash_and_close()
+    until(lambda: held()[1] == 0)
+    before = held()
+    crash_and_close()
+    until(lambda: held() == before)
+
+
+def test_kills_at_any_moment_neither_lose_nor_repeat_a_row(make: Make) -> None:
+    handler = """
+    class Handler:
+        def __init__(self, config): pass
+        def handle_batch(self, payload):
+            time.sleep(0.004)
+            return payload
+    """
+    job = make(handler, rows=20_000, batch_size=100, limits={"max_attempts": 5})
+    done = threading.Event()
+    killed: list[int] = []
+
+    def kill_now_and_then() -> None:
+        while len(killed) < 2 and not done.wait(0.3):
+            slot = slots._jobs[job.url]._slots[0]
+            process = slot.current
+            if process is not None and process.ready and not process.gone.is_set():
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+
+    job.record()  # started and loaded
+    thread = threading.Thread(target=kill_now_and_then)
+    thread.start()
+    try:
+        record = job.record()
+    finally:
+        done.set()
+        thread.join()
+    assert len(killed) == 2
+    assert numbers(job, record) == list(range(20_000))
+    assert record.failures == ()

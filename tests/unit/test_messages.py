@@ -49,3 +49,9 @@ def test_threads_that_write_large_frames_do_not_mix_them() -> None:
     with pytest.raises(BrokenPipeError):
         writer.send_log(b"nobody listens")
     os.close(write)
+
+
+def test_no_text_or_number_of_a_user_breaks_an_event() -> None:
+    ((kind, body),) = FrameReader().feed(encode({"error": "bad \ud800 text", "number": 2**70}))
+    assert kind == EVENT
+    assert orjson.loads(body)["error"] == "bad ? text"
