@@ -13,7 +13,9 @@ skip:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -167,6 +169,9 @@ class OutputDirectory:
     def clean(self) -> None:
         """Remove the job's staging folder."""
         self.store.delete_tree(staging_prefix(self._job_id))
+        if self.store.is_local:
+            with contextlib.suppress(OSError):  # not empty: another job has staged something there
+                Path(self.store.path(_STAGING)).rmdir()
 
 
 def _owner(name: str) -> str:

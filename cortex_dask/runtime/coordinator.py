@@ -258,7 +258,7 @@ class Coordinator:
         """Publish what is not yet published, list it, tell the handler, and say that it is complete."""
         failed = self._tally.failed_batches
         status = "completed with failures" if failed else "succeeded"
-        reason = f"{failed} batches failed for good" if failed else ""
+        reason = f"{failed} of {self._tally.total_batches} batches failed for good" if failed else ""
         if self._output is not None:
             self._publish_all(self._output)
             replaced = self._job.read_json("plan/replaces.json") or []

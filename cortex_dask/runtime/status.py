@@ -83,7 +83,7 @@ class StatusBoard:
                     "failed_attempts": event.get("failed_attempts", 0),
                 }
             elif event["type"] == "slot":
-                self._slots[event["worker"]] = event["state"]
+                self._slots[event["slot"]] = event["state"]
 
     def split_ended(self, split: int) -> None:
         """Forget the progress of an attempt that has ended."""

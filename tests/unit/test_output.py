@@ -32,7 +32,7 @@ def test_a_part_is_invisible_until_it_is_published_and_publishing_twice_is_harml
     output.write_manifest([part], "schema", "succeeded", [])
     output.seal()
     output.clean()
-    assert output.store.names() == ["_SUCCESS", "_manifest.json", part.name]
+    assert output.store.children() == ["_SUCCESS", "_manifest.json", part.name]
     assert output.manifest()["rows"] == 3
 
 
@@ -81,7 +81,7 @@ def test_overwrite_removes_the_old_only_with_the_new_manifest(store_url):
     second.write_manifest([new], None, "succeeded", replaced)
     second.seal()
     second.clean()
-    assert second.store.names() == ["_SUCCESS", "_manifest.json", new.name]
+    assert second.store.children() == ["_SUCCESS", "_manifest.json", new.name]
 
 
 def test_append_lists_the_parts_of_both_jobs(store_url):
