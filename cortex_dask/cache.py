@@ -1,4 +1,4 @@
-"""The cache folder of a host, and the projects that are unpacked in it: each once, for all jobs and slots.
+"""The cache folder of a host, and what lies in it, projects and models: each once, for all jobs and slots.
 
 The handler process imports this module, so it needs the standard library only (and PyYAML, where Dask's configuration
 names the folder).
@@ -27,19 +27,21 @@ from typing import Any
 
 from cortex_dask.errors import ProjectError
 
-__all__ = ["cache_root", "prune", "unpack"]
+__all__ = ["cache_root", "hold", "prune", "unpack"]
 
 #: The environment variable and the key of Dask's configuration that name the folder.
 _VARIABLE = "DASK_CORTEX_DASK__CACHE"
 _SECTIONS = ("cortex-dask", "cortex_dask")  # Dask takes both spellings of a key
 
-#: Projects that no process has used for so long are removed (see :func:`prune`).
+#: What the cache holds: folders of folders.
+_KINDS = ("projects", "models")
+#: What no process has used for so long is removed (see :func:`prune`).
 _UNUSED_DAYS = 14.0
 
 #: An unpacked project may be this large; ``pack`` refuses far smaller ones, so this only stops a forged archive.
 _UNPACKED_LIMIT = 1 << 30
 
-#: Locks that this process holds on the projects it uses, until it ends.
+#: Locks that this process holds on what it uses, until it ends.
 _in_use: dict[str, int] = {}
 _in_use_lock = threading.Lock()
 
@@ -121,22 +123,45 @@ def unpack(source: bytes | Callable[[], bytes], content_hash: str, root: str | N
     """
     if len(content_hash) != 64 or not set(content_hash) <= set("0123456789abcdef"):
         raise ProjectError(f"{content_hash!r} is no project hash: 64 hexadecimal digits are expected")
-    projects = _private_folder(Path(root or cache_root())) / "projects"
-    projects.mkdir(mode=0o700, exist_ok=True)
-    target = projects / content_hash
-    _use(projects, content_hash)
+
+    def fill(folder: Path) -> None:
+        _extract(_decompress(source if isinstance(source, bytes) else source(), content_hash), folder)
+
+    return hold("projects", content_hash, fill, root)
+
+
+def hold(kind: str, key: str, fill: Callable[[Path], None], root: str | None = None) -> str:
+    """Return the folder of that kind and key in the cache, filled unless this host has it already.
+
+    Several processes may ask for it at once: one fills it, the others wait. It appears whole or not at all, only its
+    owner may read it, and nobody removes it while this process lives.
+
+    Parameters
+    ----------
+    kind : str
+        A folder of the cache: ``projects`` or ``models``.
+    key : str
+        Names the content: hexadecimal digits.
+    fill : callable
+        Puts the content into the empty folder that it is given; called only where the content is not there yet.
+    root : str, optional
+        The cache folder; default: :func:`cache_root`.
+    """
+    place = _private_folder(Path(root or cache_root())) / kind
+    place.mkdir(mode=0o700, exist_ok=True)
+    target = place / key
+    _use(place, key)
     if target.is_dir():
         return str(target)
-    with _locked(projects / f"{content_hash}.lock") as locked:
+    with _locked(place / f"{key}.lock") as locked:
         if target.is_dir():
             return str(target)
         if locked:  # nobody else is at work on it, so these are what killed processes left
-            for left in projects.glob(f".{content_hash}.*"):
+            for left in place.glob(f".{key}.*"):
                 shutil.rmtree(left, ignore_errors=True)
-        data = source if isinstance(source, bytes) else source()
-        fresh = Path(tempfile.mkdtemp(prefix=f".{content_hash}.", dir=projects))  # mode 0700
+        fresh = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=place))  # mode 0700
         try:
-            _extract(_decompress(data, content_hash), fresh)
+            fill(fresh)
             try:
                 fresh.rename(target)
             except OSError:
@@ -144,36 +169,36 @@ def unpack(source: bytes | Callable[[], bytes], content_hash: str, root: str | N
                     raise
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-    prune(str(projects.parent))
+    prune(str(place.parent))
     return str(target)
 
 
 def prune(root: str | None = None, *, unused_days: float = _UNUSED_DAYS) -> list[str]:
-    """Remove unpacked projects that no process uses and none has used for some time.
+    """Remove the projects and models that no process uses and none has used for some time.
 
     Parameters
     ----------
     root : str, optional
         The cache folder; default: :func:`cache_root`.
     unused_days : float
-        How long a project must have been unused.
+        How long they must have been unused.
 
     Returns
     -------
     list of str
-        The hashes of what was removed.
+        The keys of what was removed.
     """
-    projects = Path(root or cache_root()) / "projects"
+    place = Path(root or cache_root())
     removed = []
-    for mark in projects.glob("*.used"):
+    for mark in (mark for kind in _KINDS for mark in (place / kind).glob("*.used")):
         with contextlib.suppress(OSError), mark.open("rb") as file:
             if time.time() - mark.stat().st_mtime < unused_days * 86_400:
                 continue
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError while a process uses it
-            # Renamed first: half a project must never be found under its name.
-            doomed = Path(tempfile.mkdtemp(prefix=".removed.", dir=projects))
+            # Renamed first: half of it must never be found under its name.
+            doomed = Path(tempfile.mkdtemp(prefix=".removed.", dir=mark.parent))
             with contextlib.suppress(FileNotFoundError):
-                (projects / mark.stem).rename(doomed / "project")
+                mark.with_suffix("").rename(doomed / "content")
             shutil.rmtree(doomed, ignore_errors=True)
             mark.unlink(missing_ok=True)
             removed.append(mark.stem)
@@ -194,9 +219,9 @@ def _private_folder(folder: Path) -> Path:
     return folder
 
 
-def _use(projects: Path, content_hash: str) -> None:
-    """Note that this process uses the project from now on, so that nobody removes it."""
-    mark = str(projects / f"{content_hash}.used")
+def _use(place: Path, key: str) -> None:
+    """Note that this process uses what the key names from now on, so that nobody removes it."""
+    mark = str(place / f"{key}.used")
     with _in_use_lock:
         while (held := _in_use.get(mark)) is None or not _same_file(held, mark):
             # Kept open on purpose: the lock lasts as long as the process. Opened again if somebody has just removed it.
