@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cortex_dask.clusters.base import Report
 from cortex_dask.clusters.client import DaskCluster
 from cortex_dask.io.settings import JobSettings
+from cortex_dask.runtime import slots
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -27,8 +28,7 @@ class LocalThreads(DaskCluster):
 
     def prepare(self, job_url: str, settings: JobSettings) -> None:
         """Start the handler processes: they load the handler while this process imports distributed and plans."""
-        from cortex_dask.runtime import slots
-
+        self._job_url = job_url
         slots.prestart(job_url, settings.workers)
 
     def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
@@ -60,6 +60,8 @@ class LocalThreads(DaskCluster):
     def close(self) -> None:
         """End the job's handler processes, then the in-process cluster."""
         super().close()
+        if self._job_url:
+            slots.close_job(self._job_url)  # also those that were started for a job that was never connected
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None

@@ -100,7 +100,7 @@ class Gathering:
         if self._proposed is None and self._rows and self._candidate is not None:
             if not full and not is_settled(self._candidate):
                 return None
-            self._propose(self._candidate)
+            self._propose()
         return self._answer(wait=full) if self._proposed is not None else None
 
     def end(self) -> pa.Schema | None:
@@ -108,10 +108,13 @@ class Gathering:
         if not self._rows or self._candidate is None:
             return None
         if self._proposed is None:
-            self._propose(self._candidate)
+            self._propose()
         return self._answer(wait=True)
 
-    def _propose(self, schema: pa.Schema) -> None:
+    def _propose(self) -> None:
+        schema = self._candidate
+        if not is_settled(schema):  # not even after many batches: now a column without values takes the type it has
+            schema = settle([table for _, tables in self.held for table in tables], final=True)
         self._proposed = encode_schema(schema)
         self._source.propose(self._proposed)
 

@@ -112,6 +112,7 @@ class Slot:
         self.labels = {**job.labels, "workerID": self.worker}
         self.failed_starts = 0
         self.origin: int | None = None  # the split of origin that runs, for the ids of its batches
+        self.said = ""  # the state that was reported last
         self.leased = False
         self._process: HandlerProcess | None = None
         self._planned = False

@@ -103,7 +103,7 @@ class _Supervision:
         self._writing: str | None = None  # the temporary file of a part on a local file system
         self._loose = 0  # deaths that no batch is to blame for
         self._began = time.monotonic()
-        self._reported = 0.0
+        self._reported = self._began  # a split of less than a second needs no report but its record
         slot.origin = task.split.origin
         if task.schema is not None:
             self._job.schema = task.schema
@@ -129,7 +129,8 @@ class _Supervision:
             self._slot.origin = None
             process_now = self._slot.current
             alive = process_now is not None and not process_now.gone.is_set()
-            self.say("idle" if alive else "failed")
+            if not alive:
+                self.say("failed")
             self._job.chunks.hasten()
 
     # what the watch asks for ------------------------------------------------------------------------------------------
@@ -189,8 +190,10 @@ class _Supervision:
         )
 
     def say(self, state: str) -> None:
-        """Report the slot's state."""
-        self.report({"type": "slot", "slot": self._slot.worker, "state": state})
+        """Report the slot's state when it changes."""
+        if self._slot.said != state:
+            self._slot.said = state
+            self.report({"type": "slot", "slot": self._slot.worker, "state": state})
 
     def report(self, event: Event) -> None:
         """Tell the coordinator something; that it cannot be told is no reason to stop."""

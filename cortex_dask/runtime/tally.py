@@ -93,9 +93,13 @@ class Tally:
         return self._header.batches_exact or self.splits >= self._header.splits
 
     def retryable(self) -> dict[int, tuple[int, ...]]:
-        """Return the failed batches by split of origin; malformed lines are none, they would fail again."""
+        """Return the failed batches by split of origin.
+
+        Malformed lines are none: they would fail again. Nor is the unreadable rest of a JSON file: nobody knows how
+        many batches it holds.
+        """
         batches: dict[int, list[int]] = {}
-        for split, index in sorted(self.failed):
-            if index >= 0:
+        for (split, index), cause in sorted(self.failed.items()):
+            if index >= 0 and (self._header.batches_exact or cause != "unreadable input"):
                 batches.setdefault(split, []).append(index)
         return {split: tuple(indexes) for split, indexes in batches.items()}
