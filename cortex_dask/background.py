@@ -44,7 +44,8 @@ class Background:
         self._cluster = cluster
         self._retry = retry
         self._resume_hint = resume_hint
-        self._thread: threading.Thread | None = None
+        self._started = False
+        self._ended = threading.Event()
         self._error: BaseException | None = None
         self._document: dict[str, Any] | None = None
         self._listener: Callable[[dict[str, Any]], None] | None = None
@@ -54,25 +55,24 @@ class Background:
     def start(self, on_status: Callable[[dict[str, Any]], None] | None = None) -> None:
         """Start the coordinator; ``on_status`` is called about once a second, from another thread."""
         self._listener = on_status
+        self._started = True
         if self._cluster == "inline":
             self._run()
             if isinstance(self._error, KeyboardInterrupt):
                 raise self._error
             return
-        self._thread = threading.Thread(target=self._run, name=f"cortex-dask-{self._job.url}", daemon=True)
         _stop_at_exit(self)
-        self._thread.start()
+        threading.Thread(target=self._run, name=f"cortex-dask-{self._job.url}", daemon=True).start()
 
     @property
     def running(self) -> bool:
         """Whether the coordinator is at work."""
-        return self._thread is not None and self._thread.is_alive()
+        # Not the thread's own word: a signal during Thread.join() makes Python before 3.13 take a thread for ended.
+        return self._started and not self._ended.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the coordinator has ended; returns whether it has."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-        return not self.running
+        return self._ended.wait(timeout)
 
     def result(self) -> dict[str, Any]:
         """Return the final status document, or raise what ended the coordinator."""
@@ -101,6 +101,8 @@ class Background:
             self._document = run(self._job.url, cluster=self._cluster, on_status=self._show)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised by result() in the thread that waits
             self._error = error
+        finally:
+            self._ended.set()
 
     def _show(self, document: dict[str, Any]) -> None:
         self.latest = document

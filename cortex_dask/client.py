@@ -395,13 +395,18 @@ def create_directory(directory: JobDirectory, resolved: ResolvedJob) -> None:
 
 
 def attend(job: Job, display: Display, on_interrupt: Callable[[], None] | None = None) -> dict[str, Any]:
-    """Show a job until it has ended; when the user interrupts, stop it in good order before the interrupt goes on."""
+    """Show a job until it has ended.
+
+    When the user interrupts, a job that runs in this process is stopped in good order before the interrupt goes on; one
+    that another process runs is left alone.
+    """
     try:
         return job.watch(display)
     except KeyboardInterrupt:
-        if on_interrupt is not None:
-            on_interrupt()
-        job.stop()
+        if job.is_run_here:
+            if on_interrupt is not None:
+                on_interrupt()
+            job.stop()
         raise
 
 

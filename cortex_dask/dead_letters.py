@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cortex_dask.io.job_directory import JobDirectory
 
-__all__ = ["dead_letters", "to_frame"]
+__all__ = ["dead_letters", "standing", "to_frame"]
 
 #: The columns that a table of failures always has, in this order.
 COLUMNS = ("batch_id", "split", "batch", "rows", "attempts", "cause", "error", "traceback", "position", "payload")
@@ -26,7 +26,17 @@ def dead_letters(job: JobDirectory) -> Iterator[dict[str, Any]]:
 
     Files of attempts that lost against another one are never looked at.
     """
-    standing: dict[str, dict[str, None]] = {}  # failures file -> the batch ids in it that stand, in order
+    for file, identities in standing(job).items():
+        wanted = set(identities)
+        for line in job.store.read(file).splitlines():
+            letter = orjson.loads(line)
+            if letter.get("batch_id") in wanted:
+                yield letter
+
+
+def standing(job: JobDirectory) -> dict[str, list[str]]:
+    """Return the ids of the batches (and malformed lines) whose dead letters stand, by the failures file with them."""
+    found: dict[str, dict[str, None]] = {}  # failures file -> the batch ids in it that stand, in order
     places: dict[tuple[int, int], tuple[str, str]] = {}  # (split of origin, batch) -> (failures file, batch id)
     retries = _retries(job)
     for record in Ledger(job.store).records():
@@ -34,21 +44,16 @@ def dead_letters(job: JobDirectory) -> Iterator[dict[str, Any]]:
         origin = record.split if retry is None else retry.origin
         for index in (retry.only or ()) if retry is not None else ():
             file, identity = places.pop((origin, index), ("", ""))
-            standing.get(file, {}).pop(identity, None)
+            found.get(file, {}).pop(identity, None)
         if record.failures_file is None:
             continue
         for failure in record.failures:
             if retry is not None and failure.batch is None:
                 continue  # the malformed line is reported by the split of origin already
-            standing.setdefault(record.failures_file, {})[failure.batch_id] = None
+            found.setdefault(record.failures_file, {})[failure.batch_id] = None
             if failure.batch is not None:
                 places[origin, failure.batch] = (record.failures_file, failure.batch_id)
-    for file, identities in standing.items():
-        if identities:
-            for line in job.store.read(file).splitlines():
-                letter = orjson.loads(line)
-                if letter.get("batch_id") in identities:
-                    yield letter
+    return {file: list(identities) for file, identities in found.items() if identities}
 
 
 def to_frame(job: JobDirectory) -> pd.DataFrame:

@@ -252,7 +252,7 @@ class Job:
         """
         document = self.describe()
         deadline = time.monotonic() + _STOP_SECONDS
-        while document["status"] not in FINAL_STATUSES or self._in_background():
+        while document["status"] not in FINAL_STATUSES or self.is_run_here:
             if not self.is_live(document):
                 ended = {**document, "status": "stopped", "status_reason": "stopped by a user", "end_time": _now()}
                 self._directory.write_json("status.json", ended)
@@ -262,9 +262,8 @@ class Job:
                     f"the job {self.job_id} was asked to stop {_STOP_SECONDS:.0f} s ago and has not ended: "
                     "its coordinator does not react"
                 )
-            if (
-                self._directory.stop_request() is None
-            ):  # also again: a coordinator that starts takes an old request back
+            # Not only once: a coordinator that starts takes an old request back.
+            if document["status"] not in FINAL_STATUSES and self._directory.stop_request() is None:
                 self._directory.request_stop("stopped", "stopped by a user")
             time.sleep(_POLL_SECONDS)
             document = self.describe()
@@ -299,12 +298,17 @@ class Job:
         """Start a coordinator for the job in this process; with ``cluster="inline"`` it has ended when this returns."""
         from cortex_dask.background import Background
 
-        if self._in_background():
+        if self.is_run_here:
             raise JobRunningError(f"the job {self.job_id} is being run by this process: wait for it or stop it first")
         hint = dict(next_commands({**self._names(), "status": "stopped"}, environment=self._environment))["resume"]
         chosen = self._cluster if cluster is None else cluster
         self._background = Background(self._directory, cluster=chosen, retry=retry, resume_hint=hint)
-        self._background.start(None if display is None else display.update)
+        try:
+            self._background.start(None if display is None else display.update)
+        except BaseException:
+            if display is not None:
+                display.close()
+            raise
         return self
 
     def watch(self, display: Display, timeout: float | None = None) -> dict[str, Any]:
@@ -374,7 +378,9 @@ class Job:
         del document["coordinator"]
         return document
 
-    def _in_background(self) -> bool:
+    @property
+    def is_run_here(self) -> bool:
+        """Whether the job's coordinator runs in this process, started by this handle."""
         return self._background is not None and self._background.running
 
     def is_live(self, document: dict[str, Any] | None = None) -> bool:
@@ -382,7 +388,7 @@ class Job:
         from cortex_dask.runtime.status import running_elsewhere
 
         document = self.describe() if document is None else document
-        if self._in_background():
+        if self.is_run_here:
             return True
         if document["status"] in FINAL_STATUSES:
             return False

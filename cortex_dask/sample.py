@@ -90,6 +90,7 @@ class Sample:
     rows_in: int
     rows_out: int
     failures: tuple[str, ...]  # one line for each batch that failed
+    traceback: str | None  # of the first of those
     schema: tuple[tuple[str, str], ...]  # columns of the output and their types
     first_rows: tuple[dict[str, Any], ...]
     seconds: float  # reading, handling and writing
@@ -108,6 +109,8 @@ class Sample:
         """Return the report for people."""
         lines = [f"{count(self.batches)} batches: {count(self.rows_in)} rows in, {count(self.rows_out)} rows out"]
         lines += [f"failed: {line}" for line in self.failures]
+        if self.traceback:
+            lines += ["", self.traceback.rstrip()]
         if self.schema:
             lines += ["", "output schema", *_table([(name, kind) for name, kind in self.schema])]
             rows = [[_cell(row[name]) for name, _ in self.schema] for row in self.first_rows]
@@ -249,6 +252,7 @@ def _report(job: Job, planned: Plan, elapsed: float, *, workers: int) -> Sample:
         rows_in=rows_in,
         rows_out=sum(record.rows_out for record in records),
         failures=tuple(f"batch {failure.batch_id}: {failure.cause}: {failure.error}" for failure in failures),
+        traceback=next((str(text) for text in job.failures()["traceback"].dropna()), None),
         schema=() if table is None else tuple((field.name, str(field.type)) for field in table.schema),
         first_rows=() if table is None else tuple(table.slice(0, _ROWS_SHOWN).to_pylist()),
         seconds=seconds,

@@ -47,6 +47,7 @@ def progress_display(shown_as: str, environment: str | None) -> Display:
 def finish(job: Job, display: Display, shown_as: str) -> NoReturn:
     """Show a job until it has ended, and exit with the code for its status."""
     from cortex_dask.client import attend
+    from cortex_dask.progress import FINAL_STATUSES
 
     def stopping() -> None:
         click.echo("Stopping the job; interrupt again to kill it.", err=True)
@@ -55,6 +56,10 @@ def finish(job: Job, display: Display, shown_as: str) -> NoReturn:
         document = attend(job, display, on_interrupt=stopping)
     except KeyboardInterrupt:
         document = job.describe()
+        if document["status"] not in FINAL_STATUSES:
+            stop = f"cortex-dask stop {job.api_name} {job.job_id}"
+            click.echo(f"Another process runs the job, and it goes on. Stop it with: {stop}", err=True)
+            raise
         display.finish(document)
     if shown_as == "json":
         click.echo(json_text(document))

@@ -26,7 +26,7 @@ CORTEX_YAML = """\
   handler:
     type: python
     path: handler.py
-    config: {unlucky: -1, seconds: 0}
+    config: {unlucky: -1, seconds: 0, hurry: nowhere}
 """
 
 HANDLER = """\
@@ -46,7 +46,10 @@ class Handler:
     def handle_batch(self, payload, batch_id):
         if (payload["x"] == self.config["unlucky"]).any() and not os.path.exists(self.config.get("cured", "")):
             raise ValueError("an unlucky batch")
-        time.sleep(self.config["seconds"])
+        if payload["x"].min() >= 100:  # the first file is always quick
+            deadline = time.monotonic() + self.config["seconds"]
+            while time.monotonic() < deadline and not Path(self.config["hurry"]).exists():
+                time.sleep(0.01)
         return payload.assign(y=payload["x"] * 2)
 """
 
@@ -285,11 +288,28 @@ class TestBadInput:
         assert json.loads(command("get", "-o", "json").stdout) == []
 
 
+class TestInit:
+    def test_the_new_project_runs_as_it_is(self, folder):
+        made = command("init", "my-classifier")
+        done = command("submit", "my-classifier", "--workers", 2)
+
+        assert (made.exit_code, done.exit_code) == (0, 0), done.output
+        assert re.search(r"^rows +1,797 in, 1,797 out$", done.stdout, re.MULTILINE)
+
+    def test_a_directory_that_is_there_already_is_left_alone(self, folder):
+        done = command("init", "project")
+
+        assert done.exit_code == 2
+        assert done.stderr.startswith("Error: ")
+        assert (folder / "project/handler.py").read_text() == HANDLER
+
+
 class TestInterrupts:
     def begin(self, folder, *arguments):
+        """Start a job of which the first file is done soon, and the others when there is a file ``hurry``."""
         process = start(
             *("submit", "project", "--input", "in", "--output", "out", "--batch-size", 25, "--workers", 2),
-            *("--config", "seconds=0.5", *arguments),
+            *("--config", "seconds=60", "--config", f"hurry={folder}/hurry", *arguments),
             cwd=folder,
         )
         wait_for(
@@ -310,6 +330,8 @@ class TestInterrupts:
         assert "Traceback" not in err, err
         assert "cortex-dask resume doubler" in out
         assert json.loads(command("get", "doubler", "latest", "-o", "json").stdout)["status"] == "stopped"
+        assert 0 < len(rows()) < 400
+        (folder / "hurry").touch()
         assert command("resume", "doubler", "latest").exit_code == 0
         assert rows() == EVERY_ROW
 
@@ -322,6 +344,21 @@ class TestInterrupts:
         assert process.returncode == 130, err
         assert json.loads(out)["status"] == "stopped"
 
+    def test_whoever_only_attached_to_a_job_leaves_it_alone(self, folder):
+        runner = self.begin(folder, "--job-id", "nightly")
+        visitor = self.begin(folder, "--job-id", "nightly")
+        assert "doubler: running" in visitor.stderr.readline()
+
+        visitor.send_signal(signal.SIGINT)
+        _, err = visitor.communicate(timeout=60)
+
+        assert visitor.returncode == 130, err
+        assert "it goes on. Stop it with: cortex-dask stop doubler nightly" in err
+        (folder / "hurry").touch()
+        _, err = runner.communicate(timeout=60)
+        assert runner.returncode == 0, err
+        assert rows() == EVERY_ROW
+
     def test_a_second_interrupt_kills(self, folder):
         process = self.begin(folder)
 
@@ -329,7 +366,7 @@ class TestInterrupts:
         line = ""
         while "Stopping" not in line:
             line = process.stderr.readline()
-            assert line, "the command ended without a word"
+            assert line, (process.wait(), process.stdout.read())
         process.send_signal(signal.SIGINT)
 
         assert process.wait(timeout=10) == 130
@@ -337,6 +374,7 @@ class TestInterrupts:
 
     def test_watching_a_job_ends_with_it(self, folder):
         process = self.begin(folder)
+        (folder / "hurry").touch()
 
         watched = command("get", "doubler", "latest", "-w")
 
@@ -348,7 +386,8 @@ class TestInterrupts:
     def test_a_script_that_ends_too_early_stops_its_job(self, folder):
         script = (
             "import cortex_dask as cx, os, time\n"
-            "job = cx.submit('project', 'in', 'out', batch_size=25, workers=2, config={'seconds': 0.5})\n"
+            "config = {'seconds': 60, 'hurry': os.path.abspath('hurry')}\n"
+            "job = cx.submit('project', 'in', 'out', batch_size=25, workers=2, config=config)\n"
             "while job.status == 'enqueuing': time.sleep(0.05)\n"
         )
 
@@ -358,6 +397,7 @@ class TestInterrupts:
         assert "Go on with: cortex-dask resume doubler" in done.stderr
         job = cx.Client().get_job("doubler", "latest")
         assert job.status == "stopped"
+        (folder / "hurry").touch()
         job.resume().wait(timeout=60)
         assert rows() == EVERY_ROW
 
@@ -387,7 +427,8 @@ class TestPython:
         assert rows() == EVERY_ROW
 
     def test_stop_and_resume(self, folder):
-        job = cx.submit("project", "in", "out", batch_size=25, workers=2, config={"seconds": 0.5})
+        config = {"seconds": 60, "hurry": str(folder / "hurry")}
+        job = cx.submit("project", "in", "out", batch_size=25, workers=2, config=config)
         wait_for(lambda: job.status == "running", "the job to run")
 
         job.stop()
@@ -395,6 +436,7 @@ class TestPython:
         assert job.status == "stopped"
         with pytest.raises(cx.JobStoppedError, match="cortex-dask resume doubler"):
             job.wait()
+        (folder / "hurry").touch()
         assert job.resume().wait(timeout=60).status == "succeeded"
         assert rows() == EVERY_ROW
 

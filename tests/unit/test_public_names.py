@@ -1,5 +1,6 @@
 """The public names are complete, lazy and cheap."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -58,10 +59,11 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = cortex_dask.runn
 
 
-def test_the_version_is_that_of_the_distribution():
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+def test_the_version_is_the_one_that_packaging_reads():
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["setuptools"]
 
-    assert cortex_dask.__version__ == project["project"]["version"]
+    assert settings["dynamic"]["version"] == {"attr": "cortex_dask.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", cortex_dask.__version__)
 
 
 def test_the_handler_process_gets_its_logger_without_dask():
