@@ -16,6 +16,7 @@ from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.ledger import Ledger
 from cortex_dask.io.output import OutputDirectory
 from cortex_dask.io.records import SplitRecord
+from cortex_dask.runtime.delivery import Delivery
 
 __all__ = ["Committer"]
 
@@ -38,6 +39,8 @@ class Committer:
         Called from the committer's thread with each record that has got into the ledger, ours or another coordinator's.
     on_error : callable
         Called once with the exception that ended the committer.
+    delivery : Delivery, optional
+        Is offered the records of ours that have got into the ledger, for their dead letters.
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class Committer:
         output: OutputDirectory | None,
         on_commit: Callable[[SplitRecord], None],
         on_error: Callable[[Exception], None],
+        delivery: Delivery | None = None,
     ) -> None:
         self._job = job
         self._ledger = ledger
         self._output = output
         self._on_commit = on_commit
         self._on_error = on_error
+        self._delivery = delivery
         self._queue: queue.SimpleQueue[SplitRecord | None] = queue.SimpleQueue()
         self._pending = 0
         self._hurry = threading.Event()
@@ -119,6 +124,9 @@ class Committer:
             self._discard(record)
         for record in (*result.foreign, *result.accepted):
             self._on_commit(record)
+        if self._delivery is not None:
+            for record in result.accepted:
+                self._delivery.offer(record)
         if self._output is not None and self._output.eager:
             for record in result.accepted:
                 self._publish(record)

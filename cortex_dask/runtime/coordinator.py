@@ -25,6 +25,7 @@ from cortex_dask.io.output import OutputDirectory
 from cortex_dask.io.records import Outcome, Part, SplitRecord, SplitTask
 from cortex_dask.io.splits import PlanHeader, Split
 from cortex_dask.runtime.committer import Committer
+from cortex_dask.runtime.delivery import make_delivery
 from cortex_dask.runtime.schema_election import SchemaElection
 from cortex_dask.runtime.source import SplitSource
 from cortex_dask.runtime.status import Document, Pulse, StatusBoard, running_elsewhere
@@ -126,6 +127,7 @@ class Coordinator:
         self._pulse = Pulse(job, self._board, on_status)
         self._ledger = Ledger(job.store)
         self._output = OutputDirectory(self._settings.output, self._settings.job_id) if self._settings.output else None
+        self._delivery = make_delivery(job, self._settings)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._inflight: dict[int, Split] = {}
         self._tries: dict[int, int] = {}  # how often a split has been sent; only of those sent more than once
@@ -147,7 +149,9 @@ class Coordinator:
                 "wait for it or stop it first"
             )
         if previous and _is_complete(previous) and not (retry and previous["failed_batches"]):
-            return previous
+            if not previous.get("undelivered"):
+                return previous
+            retry = False
         if previous:
             self._board.start_time = _seconds(previous.get("start_time"))
         self._job.clear_stop()
@@ -180,6 +184,8 @@ class Coordinator:
 
     def _run(self, retry: bool) -> tuple[str, str]:
         try:
+            if self._delivery is not None:
+                self._delivery.check()
             planned = self._job.plan_header()
             if planned is not None:
                 self._cluster.prepare(self._job.url, self._settings)
@@ -193,6 +199,8 @@ class Coordinator:
             ended = self._seal()
         finally:
             self._cluster.close()
+            if self._delivery is not None:
+                self._delivery.close()
         if self._output is not None:
             # Only now that the handlers have ended: an attempt that lost against another coordinator's may have run
             # until here.
@@ -236,6 +244,7 @@ class Coordinator:
             self._output,
             on_commit=lambda record: self._inbox.put(lambda: self._committed(record)),
             on_error=lambda error: self._inbox.put(lambda: _throw(error)),
+            delivery=self._delivery,
         )
 
     def _process(self, header: PlanHeader) -> None:
@@ -263,6 +272,10 @@ class Coordinator:
             self._publish_all(self._output)
             replaced = self._job.read_json("plan/replaces.json") or []
             self._output.write_manifest(self._parts(), self._job.schema(), status, replaced)
+        if self._delivery is not None:
+            undelivered = self._delivery.settle()
+            self._board.undelivered = self._delivery.undelivered
+            reason = "; ".join(filter(None, (reason, undelivered)))
         self._complete()
         if self._output is not None and not failed:
             self._output.seal()

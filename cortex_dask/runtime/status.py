@@ -56,6 +56,7 @@ class StatusBoard:
         self.end_time: float | None = None
         self.tally: Tally | None = None
         self.splits_total = 0
+        self.undelivered = 0  # dead letters that could not be delivered where the submission says
         self._inflight: dict[int, dict[str, int]] = {}
         self._slots: dict[str, str] = {}
         self._slots_expected = settings.workers
@@ -135,6 +136,7 @@ class StatusBoard:
             "batches_in_queue": max(total - done, 0),
             "batches_done": done,
             "failed_batches": failed,
+            "undelivered": self.undelivered,
             "batch_metrics": {
                 "succeeded": succeeded + sum(item["batches"] for item in live),
                 "failed": (tally.failed_attempts if tally else 0) + sum(item["failed_attempts"] for item in live),

@@ -1,0 +1,301 @@
+"""Dead letters on their way out: to an SQS queue or to a folder of the user's, beside the job directory.
+
+A batch is delivered when its failure is final, that is when the ledger holds it. What was delivered is noted in the
+job directory (``delivered/…``), so that a coordinator that takes over goes on behind that; only what was sent in the
+very moment before a coordinator was killed is sent twice. Whatever cannot be delivered stays in the job's failures.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from cortex_dask.dead_letters import standing
+from cortex_dask.errors import CortexDaskError, SpecError, StorageError
+from cortex_dask.io.records import SplitRecord
+from cortex_dask.io.store import Store
+
+if TYPE_CHECKING:
+    from cortex_dask.io.job_directory import JobDirectory
+    from cortex_dask.io.settings import JobSettings
+
+__all__ = ["Delivery", "Folder", "Letter", "Target", "make_delivery", "read_letters"]
+
+_CHUNK = 4 * 1024 * 1024  # bytes of a failures file that are read at a time
+_GATHER = 100  # records that are looked at together
+_END_SECONDS = 5.0  # for what is being delivered when a job ends early
+
+Letter = dict[str, Any]
+Files = dict[str, list[str]]  # failures file -> ids of the batches in it, in order
+
+
+class Target(ABC):
+    """Where dead letters go.
+
+    Attributes
+    ----------
+    where : str
+        For messages.
+    problem : str
+        Why a letter was refused, if one was.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.problem = ""
+
+    def refused(self, reason: str) -> None:
+        """Note that the target does not take a letter; the first reason is kept."""
+        self.problem = self.problem or reason
+
+    @abstractmethod
+    def key(self, file: str, batch_id: str) -> str:
+        """Return what a receipt says of a letter."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Make sure that letters can be delivered; called before the first batch runs.
+
+        Raises
+        ------
+        SpecError
+            If they cannot.
+        """
+
+    @abstractmethod
+    def deliver(self, files: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
+        """Deliver letters, by file; yields the keys of what has arrived, from time to time.
+
+        Raises
+        ------
+        StorageError
+            If the target cannot be reached.
+        """
+
+    def close(self) -> None:  # noqa: B027 - not every target has something to close
+        """Let go of what was opened."""
+
+
+class Folder(Target):
+    """A folder of the user's: ``<path>/<job id>/<split>-<attempt id>.jsonl``, the same lines as in the job directory.
+
+    Names come from the ledger, and files appear whole, so that writing one again changes nothing.
+    """
+
+    def __init__(self, path: str, job: JobDirectory, settings: JobSettings) -> None:
+        super().__init__(f"the folder {path}")
+        self._source = job.store
+        self._path = path
+        self._job_id = settings.job_id
+
+    @property
+    def _store(self) -> Store:
+        return Store(self._path).child(self._job_id)
+
+    def key(self, file: str, batch_id: str) -> str:
+        """Return the file's name: a file is delivered as a whole."""
+        return file
+
+    def check(self) -> None:
+        """Write to the folder, and delete what was written."""
+        probe = f".{uuid.uuid4().hex}"
+        try:
+            self._store.write(probe, b"")
+            self._store.delete(probe)
+        except (CortexDaskError, OSError) as error:
+            raise SpecError(f"dead_letter.path: {_one_line(error)}") from error
+
+    def deliver(self, files: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
+        """Copy the files."""
+        for file in files:
+            with self._store.stage(PurePosixPath(file).name) as staged:
+                for chunk in _chunks(self._source, file):
+                    staged.write(chunk)
+                staged.commit()
+            yield [file]
+
+
+class Receipts:
+    """What has been delivered: ``delivered/<coordinator>-<n>.json`` in the job directory, each a list of keys."""
+
+    def __init__(self, job: JobDirectory) -> None:
+        self._job = job
+        self._token = uuid.uuid4().hex[:12]
+        self._count = 0
+        self._read: set[str] = set()
+        self._keys: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def refresh(self) -> None:
+        """Take in what other coordinators have delivered."""
+        for name in self._job.store.names("delivered/"):
+            if name not in self._read:
+                self._read.add(name)
+                self._keys.update((self._job.read_json(name) or {}).get("delivered", ()))
+
+    def add(self, keys: Collection[str]) -> None:
+        """Note what has just been delivered."""
+        if keys:
+            name = f"delivered/{self._token}-{self._count:06d}.json"
+            self._count += 1
+            self._read.add(name)
+            self._keys.update(keys)
+            self._job.write_json(name, {"time": time.time(), "delivered": list(keys)})
+
+
+class Delivery:
+    """Delivers a job's dead letters: those of new records from a thread while the job runs, the rest at its end.
+
+    Parameters
+    ----------
+    job : JobDirectory
+        The job.
+    target : Target
+        Where they go.
+
+    Attributes
+    ----------
+    undelivered : int
+        Batches that are dead letters and have not been delivered.
+    """
+
+    def __init__(self, job: JobDirectory, target: Target) -> None:
+        self._job = job
+        self._target = target
+        self._receipts = Receipts(job)
+        self._queue: queue.SimpleQueue[SplitRecord | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._problem = ""
+        self.undelivered = 0
+
+    def check(self) -> None:
+        """Make sure that letters can be delivered, and read what has been.
+
+        Raises
+        ------
+        SpecError
+            If they cannot be.
+        """
+        self._target.check()
+        self._receipts.refresh()
+
+    def offer(self, record: SplitRecord) -> None:
+        """Take in a record that is in the ledger; returns at once."""
+        if record.failures_file is None:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="cortex-dask-delivery", daemon=True)
+            self._thread.start()
+        self._queue.put(record)
+
+    def settle(self) -> str:
+        """Deliver what stands and has not been delivered; returns "" or, if not all could be, why, for people."""
+        self._end_thread(None)
+        self._problem = self._target.problem = ""
+        self._receipts.refresh()
+        files = self._missing(standing(self._job))
+        self._deliver(files)
+        self.undelivered = sum(map(len, self._missing(files).values()))
+        if not self.undelivered:
+            return ""
+        why = self._problem or self._target.problem
+        return (
+            f"{self.undelivered} of them could not be delivered to {self._target.where} ({why}): "
+            "they stay in the job's failures; resume the job to deliver them"
+        )
+
+    def close(self) -> None:
+        """End, wherever it is."""
+        self._end_thread(_END_SECONDS)
+        self._target.close()
+
+    def _end_thread(self, seconds: float | None) -> None:
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join(seconds)
+            self._thread = None
+
+    def _run(self) -> None:
+        while True:
+            records, over = self._gather()
+            files: Files = {}
+            for record in records:
+                if record.failures_file is not None:
+                    files[record.failures_file] = [failure.batch_id for failure in record.failures]
+            if not self._problem:  # what is out of order is tried again at the end, not at every failure
+                self._deliver(self._missing(files))
+            if over:
+                return
+
+    def _gather(self) -> tuple[list[SplitRecord], bool]:
+        records: list[SplitRecord] = []
+        item = self._queue.get()
+        while item is not None and len(records) < _GATHER:
+            records.append(item)
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return records, False
+        return records, item is None
+
+    def _deliver(self, files: Files) -> None:
+        if not files:
+            return
+        try:
+            for keys in self._target.deliver(files):
+                self._receipts.add(keys)
+        except (CortexDaskError, OSError) as error:
+            self._problem = _one_line(error)
+
+    def _missing(self, files: Mapping[str, Collection[str]]) -> Files:
+        """Return the letters without a receipt."""
+        found = {
+            file: [identity for identity in ids if self._target.key(file, identity) not in self._receipts]
+            for file, ids in files.items()
+        }
+        return {file: ids for file, ids in found.items() if ids}
+
+
+def make_delivery(job: JobDirectory, settings: JobSettings) -> Delivery | None:
+    """Return the delivery that a submission asks for, or None."""
+    queue_settings = settings.handler.extra.get("sqs_dead_letter_queue")
+    if queue_settings is not None:
+        from cortex_dask.runtime.sqs import SqsQueue
+
+        return Delivery(job, SqsQueue(queue_settings["arn"], job, settings))
+    folder = settings.handler.extra.get("dead_letter")
+    return None if folder is None else Delivery(job, Folder(folder["path"], job, settings))
+
+
+def read_letters(store: Store, file: str, wanted: Collection[str]) -> Iterator[Letter]:
+    """Yield the letters of a failures file that are wanted, with no more than some of them in memory."""
+    identities = set(wanted)
+    rest = b""
+    for chunk in _chunks(store, file):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            letter = orjson.loads(line) if line else {}
+            if letter.get("batch_id") in identities:
+                yield letter
+
+
+def _chunks(store: Store, file: str) -> Iterator[bytes]:
+    size = store.size(file)
+    if size is None:
+        raise StorageError(f"the dead letters {store.url}/{file} have gone")
+    for start in range(0, size, _CHUNK):
+        yield store.read_range(file, start, min(start + _CHUNK, size))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
