@@ -476,6 +476,24 @@ class TestPython:
         assert any("loaded" in line for line in client.stream_job_logs("doubler", "job-a"))
 
 
+@pytest.mark.s3
+def test_everything_may_lie_in_an_object_store(folder, s3):
+    with dask.config.set({"cortex-dask.store": f"{s3}/store"}):
+        output = {"path": f"{s3}/out", "format": "json", "compression": "gzip"}
+        job = cx.run("project", "in", output, batch_size=50, workers=2, progress=False)
+
+        assert sorted(job.to_pandas()["y"]) == EVERY_ROW
+        assert job.to_dask()["y"].sum().compute() == sum(EVERY_ROW)
+        assert json.loads(command("get", "doubler", "latest", "-o", "json").stdout)["output"] == f"{s3}/out"
+        assert "loaded" in command("logs", "doubler").stdout
+        assert job.failures().empty
+
+        done = submit("--output", "s3://no-such-bucket/out")
+
+        assert done.exit_code == 2, done.output
+        assert "no-such-bucket" in done.stderr
+
+
 class PidHandler:
     def __init__(self, config):
         pass
