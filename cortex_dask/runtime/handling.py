@@ -36,20 +36,35 @@ class LoadedHandler:
 
     @classmethod
     def construct(
-        cls, handler: type, signature: Signature, settings: JobSettings, spec: Mapping[str, Any] | None, metrics: Any
+        cls,
+        handler: type,
+        signature: Signature,
+        settings: JobSettings,
+        spec: Mapping[str, Any] | None,
+        metrics: Any,
+        directory: str | None = None,
     ) -> LoadedHandler:
         """Call ``__init__`` with the arguments that it declares; the handler gets copies of its own."""
+        client = None
+        if settings.handler.type == "tensorflow":
+            from cortex_dask.runtime.tensorflow import connect
+
+            client = connect(settings, directory)
         available: dict[str, Callable[[], Any]] = {
             "config": lambda: copy.deepcopy(settings.config),
             "job_spec": lambda: copy.deepcopy(dict(spec or {})),
             "metrics_client": lambda: metrics,
+            **({"tensorflow_client": lambda: client} if client is not None else {}),
         }
         missing = signature.init - available.keys()
         if missing:
             raise HandlerError(
                 f"__init__ declares {', '.join(sorted(missing))}, which this version of cortex_dask does not provide"
             )
-        return cls(handler(**{name: available[name]() for name in signature.init}), signature)
+        instance = handler(**{name: available[name]() for name in signature.init})
+        if client is not None:
+            client.prepare()  # after __init__, which may set TensorFlow up in its own way
+        return cls(instance, signature)
 
     def handle(self, payload: Any, batch_id: Callable[[], str]) -> Any:
         """Call ``handle_batch`` with the arguments that it declares."""

@@ -111,7 +111,7 @@ def _load(job_url: str) -> Job:
     handler_class, signature = load_class(settings, directory, project)
     spec = job_spec(settings, total_batch_count=header.batches, start_time=settings.created_time)
     metrics = MetricsClient()
-    handler = LoadedHandler.construct(handler_class, signature, settings, spec, metrics)
+    handler = LoadedHandler.construct(handler_class, signature, settings, spec, metrics, project)
     output = Store(settings.output.url) if settings.output is not None else None
     return Job(settings, header, directory.store, output, handler, metrics, ProgressCell())
 
