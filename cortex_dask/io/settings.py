@@ -92,6 +92,8 @@ class JobSettings:
     compute: ComputeSettings = ComputeSettings()
     limits: LimitSettings = LimitSettings()
     labels: dict[str, str] = field(default_factory=dict)
+    #: ``name`` and ``cluster`` of the environment that it was submitted to: for clients that its handlers make.
+    environment: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""

@@ -19,6 +19,7 @@ from typing import Any
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import batch_id
+from cortex_dask.runtime import surroundings
 from cortex_dask.runtime.handler_process import HandlerProcess, slot_environment
 from cortex_dask.runtime.log_chunks import LogChunks
 
@@ -158,6 +159,10 @@ class Slot:
                 "job_url": self.job.url,
                 "directory": directory,
                 "labels": self.labels,
+                "surroundings": surroundings.describe(self.job.url, settings),
+                "variables": {
+                    name: os.environ.get(name) for name, value in environment.items() if os.environ.get(name) != value
+                },
             }
         )
         return process

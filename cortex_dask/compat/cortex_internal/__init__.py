@@ -1,0 +1,1 @@
+"""What Cortex' own library offered to handlers."""
