@@ -18,7 +18,7 @@ import orjson
 from cortex_dask.io.filters import matcher, parse_filters
 from cortex_dask.io.json_files import Block, JsonFile
 from cortex_dask.io.listing import HIVE_NULL
-from cortex_dask.io.reading import BadLine, Batch, Position
+from cortex_dask.io.reading import BadLine, Batch, Position, UnreadableInput
 from cortex_dask.io.sources import translated
 from cortex_dask.io.splits import Piece, PlanHeader, Split
 
@@ -43,8 +43,12 @@ def read_json(split: Split, header: PlanHeader) -> Iterator[Batch | BadLine]:
             if isinstance(item, BadLine):
                 if wanted is None:
                     yield item
-                continue
-            for batch in batcher.add(item):
+                if not any_value:
+                    continue
+                full = batcher.leave_out()
+            else:
+                full = batcher.add(item)
+            for batch in full:
                 if wanted is None or batch.index in wanted:
                     yield batch
                 if batch.index == last:
@@ -60,11 +64,35 @@ def _items(
     """Yield stretches of good values and malformed lines, in order."""
     with translated(piece.path), JsonFile(piece.path, piece.size, piece.tag) as file:
         lines = any_value or not file.is_array
-        for item in _lines(file, piece, any_value=any_value) if lines else file.elements(piece.path):
+        found = _lines(file, piece, any_value=any_value) if lines else file.elements(piece.path)
+        for item in found if piece.rows is None else _counted(found, piece, piece.rows):
             stretch = item if isinstance(item, BadLine) else Stretch(*item)
             if project is not None and isinstance(stretch, Stretch):
                 stretch = project(stretch, piece)
             yield stretch
+
+
+def _counted(
+    found: Iterator[tuple[Any, ...] | BadLine], piece: Piece, rows: int
+) -> Iterator[tuple[Any, ...] | BadLine]:
+    """Leave out the lines that belong to the pieces before and behind."""
+    skip, left = piece.skip, rows
+    for item in found:
+        count = 1 if isinstance(item, BadLine) else len(item[0])
+        start, stop = min(skip, count), min(count, skip + left)
+        skip -= start
+        left -= stop - start
+        if stop > start:
+            whole = isinstance(item, BadLine) or stop - start == count
+            yield item if whole else _part(item, start, stop)
+        if not left:
+            return
+    raise UnreadableInput(piece.path, f"has {left} lines less than when they were counted: submit the job again")
+
+
+def _part(item: Any, start: int, stop: int) -> tuple[Any, ...]:
+    values, path, unit, starts, stops = item
+    return values[start:stop], path, unit, starts[start:stop], stops[start:stop]
 
 
 class Stretch(NamedTuple):
@@ -78,11 +106,16 @@ class Stretch(NamedTuple):
 
 
 class _Batcher:
-    """Cuts a stream of stretches into batches."""
+    """Cuts a stream of stretches into batches.
+
+    Samples are counted by their lines before anybody parses them. So a malformed line keeps its place in its batch,
+    which is shorter then, or even empty; the other batches stay as they were planned.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._index = 0
+        self._left_out = 0  # malformed lines among those of the batch
         self._values: list[Any] = []
         self._positions: list[Position] = []
 
@@ -90,10 +123,10 @@ class _Batcher:
         """Take the stretch in, and yield the batches that are full."""
         values, path, unit, starts, stops = stretch
         at, size = 0, self._size
-        if self._values:
-            at = min(size - len(self._values), len(values))
+        if self._values or self._left_out:
+            at = min(size - len(self._values) - self._left_out, len(values))
             self._hold(stretch, 0, at)
-            if len(self._values) == size:
+            if len(self._values) + self._left_out == size:
                 yield self._cut()
         while len(values) - at >= size:
             stop = at + size
@@ -103,9 +136,15 @@ class _Batcher:
             at = stop
         self._hold(stretch, at, len(values))
 
+    def leave_out(self) -> Iterator[Batch]:
+        """Count a malformed line, and yield the batch if it is full with it."""
+        self._left_out += 1
+        if len(self._values) + self._left_out == self._size:
+            yield self._cut()
+
     def rest(self) -> Iterator[Batch]:
         """Yield the last batch, which may be short."""
-        if self._values:
+        if self._values or self._left_out:
             yield self._cut()
 
     def _hold(self, stretch: Stretch, at: int, stop: int) -> None:
@@ -119,7 +158,7 @@ class _Batcher:
 
     def _cut(self) -> Batch:
         batch = Batch(self._index, self._values, len(self._values), tuple(self._positions))
-        self._index, self._values, self._positions = self._index + 1, [], []
+        self._index, self._values, self._positions, self._left_out = self._index + 1, [], [], 0
         return batch
 
 

@@ -22,7 +22,7 @@ from cortex_dask.io.reading import UnreadableInput
 from cortex_dask.io.sources import translated
 from cortex_dask.io.splits import DatasetInput, Piece, Plan, PlanHeader
 
-__all__ = ["plan_json"]
+__all__ = ["plan_json", "refuse_other_formats"]
 
 _FILES = 16
 _PLAIN, _COMPRESSED = 256 << 10, 1 << 20  # bytes of each
@@ -104,6 +104,18 @@ def plan_json(
         extra={**extra, "json": "any"} if any_json else extra,
     )
     return assemble(header, pack(loads, target=target, batch_size=dataset.batch_size, align=False))
+
+
+def refuse_other_formats(files: Sequence[InputFile]) -> None:
+    """Look into some of the files.
+
+    Raises
+    ------
+    DatasetError
+        If none of their first lines is JSON: they are something else.
+    """
+    filled = [file for file in files if file.size]
+    _samples(filled[:: max(1, -(-len(filled) // _FILES))], any_json=True)
 
 
 def _weight(file: InputFile, known: dict[str, Sample], ratio: float) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from cortex_dask.io.splits import BatchFormat, DatasetInput
 
-__all__ = ["ComputeSettings", "HandlerSettings", "JobSettings", "LimitSettings", "OutputSettings"]
+__all__ = ["ComputeSettings", "HandlerSettings", "JobSettings", "LimitSettings", "OutputSettings", "SampleInput"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,18 @@ class ComputeSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleInput:
+    """An input of samples rather than rows: what is to be listed, or which items lie in the job directory."""
+
+    kind: Literal["item_list", "file_path_lister", "delimited_files"]
+    includes: tuple[str, ...] = ()  # globs over full paths; the prefixes stand in ``dataset.paths``
+    excludes: tuple[str, ...] = ()
+    items: int | None = None  # how many, of an ``item_list``
+    digest: str | None = None  # of the items: ``input/<digest>/items-00000.jsonl`` … in the job directory
+    size: int = 0  # of the items, in bytes
+
+
+@dataclass(frozen=True, slots=True)
 class JobSettings:
     """A resolved submission, as stored in ``job.json``."""
 
@@ -85,6 +97,7 @@ class JobSettings:
     handler: HandlerSettings
     dataset: DatasetInput
     batch_format: BatchFormat = "pandas"
+    samples: SampleInput | None = None  # set: ``dataset`` holds no more than the prefixes and the batch size
     config: dict[str, Any] = field(default_factory=dict)  # handler.config overridden deeply by the job's config
     job_config: dict[str, Any] = field(default_factory=dict)  # the config as given in the submission
     output: OutputSettings | None = None
@@ -105,6 +118,8 @@ class JobSettings:
         data = _known(cls, value)
         data["handler"] = HandlerSettings(**_known(HandlerSettings, data["handler"], tuples=("sys_path",)))
         data["dataset"] = DatasetInput(**_known(DatasetInput, data["dataset"], tuples=("paths", "columns")))
+        if data.get("samples") is not None:
+            data["samples"] = SampleInput(**_known(SampleInput, data["samples"], tuples=("includes", "excludes")))
         if data.get("output") is not None:
             data["output"] = OutputSettings(**_known(OutputSettings, data["output"], tuples=("keep",)))
         data["compute"] = ComputeSettings(**_known(ComputeSettings, data.get("compute", {})))

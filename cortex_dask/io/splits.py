@@ -43,6 +43,7 @@ class Piece:
     Parquet: rows ``start`` to ``stop`` of row group ``group``; ``rows`` is how many of them pass the filters.
     JSON lines: the lines that start in bytes ``start`` to ``stop`` (whole file: 0 to ``size``; for compressed files and
     arrays always the whole file); ``rows`` is None (unknown until read).
+    Samples (JSON lines of any value, blank ones left out): of those, the first ``skip`` left out, the next ``rows``.
     """
 
     path: str  # absolute URL or local path, as fsspec takes it
@@ -53,6 +54,7 @@ class Piece:
     size: int = 0  # of the whole file in bytes, when planned
     tag: str = ""  # the file's ETag or modification time when planned: a later change is an error, never a mix
     keys: tuple[tuple[str, str], ...] = ()  # Hive partition keys and their values as written in the path
+    skip: int = 0  # samples in ``start`` to ``stop`` that belong to the piece before
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Piece:

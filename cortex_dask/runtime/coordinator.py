@@ -209,12 +209,17 @@ class Coordinator:
 
     def _enqueue(self) -> PlanHeader:
         """Check the output, plan the splits, and write the plan."""
-        from cortex_dask.io.planning import plan
-
         if self._output is not None:
             self._job.write_json("plan/replaces.json", self._output.reserve())
         self._cluster.prepare(self._job.url, self._settings)
-        made = plan(self._settings.dataset, workers=self._settings.workers)
+        if self._settings.samples is not None:
+            from cortex_dask.io.enqueuing import enqueue
+
+            made = enqueue(self._job.store, self._settings, self._check_stop)
+        else:
+            from cortex_dask.io.planning import plan
+
+            made = plan(self._settings.dataset, workers=self._settings.workers)
         self._job.write_plan(made.header, made.splits)
         return made.header
 
@@ -408,6 +413,11 @@ class Coordinator:
                     f"stopped early: {self._tally.failed_batches} batches failed for good, "
                     f"max_failed_batches allows {bound:g}",
                 )
+        self._check_stop()
+
+    def _check_stop(self) -> None:
+        """Look for a request to stop, not more often than is useful."""
+        now = time.monotonic()
         if now >= self._next_stop_check:
             self._next_stop_check = now + _STOP_CHECK
             request = self._job.stop_request()

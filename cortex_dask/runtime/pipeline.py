@@ -213,7 +213,8 @@ class _Run:
         batch = work.batch
         self._batches += 1
         self._rows_in += batch.rows
-        self._handle(work)
+        if batch.rows:  # or else each of its lines is malformed
+            self._handle(work)
         self._job.cell.end_batch(batch.rows)
 
     def _handle(self, work: Work, used: int = 0) -> None:
