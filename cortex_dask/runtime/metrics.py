@@ -19,10 +19,11 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
-__all__ = ["MetricsClient", "merge", "quantile"]
+__all__ = ["MetricsClient", "Totals", "coarse_buckets", "describe", "merge", "quantile"]
 
 _FORBIDDEN = ("cortex_", "istio_")
 _MOST_SERIES = 10_000  # different names and tags of one split; a tag with a row's id in it must not fill the memory
+_COARSE = 14  # buckets that are shown as one: 1.05 to the power of 14 is about 2
 _LOG_GAMMA = math.log(1.05)  # buckets grow by 5 %, so a quantile is off by 2.5 % at most
 
 Series = dict[str, Any]
@@ -92,27 +93,102 @@ class MetricsClient:
         return series
 
 
+class Totals:
+    """What several splits pushed, added up: counters are summed, the latest gauge stands, distributions are joined.
+
+    It may be used from many threads.
+
+    Attributes
+    ----------
+    version : int
+        Grows whenever something is added.
+    dropped : int
+        How many series were left out because there were too many.
+    """
+
+    def __init__(self, most: int | None = _MOST_SERIES) -> None:
+        self._most = most
+        self._series: dict[_Key, Series] = {}
+        self._lock = threading.Lock()
+        self.version = 0
+        self.dropped = 0
+
+    def add(self, series: Iterable[Series]) -> None:
+        """Add what was collected."""
+        with self._lock:
+            for item in series:
+                self._add(item)
+                self.version += 1
+
+    def series(self) -> list[Series]:
+        """Return the totals, as copies."""
+        with self._lock:
+            return [_copy(item) for item in self._series.values()]
+
+    def _add(self, item: Series) -> None:
+        key = _key(item)
+        known = self._series.get(key)
+        if known is None:
+            if self._most is not None and len(self._series) >= self._most:
+                self.dropped += 1
+                return
+            self._series[key] = _copy(item)
+        elif item["kind"] == "counter":
+            known["value"] += item["value"]
+        elif item["kind"] == "gauge":
+            if item["time"] >= known["time"]:
+                known["value"], known["time"] = item["value"], item["time"]
+        else:
+            known["count"] += item["count"]
+            known["sum"] += item["sum"]
+            known["min"], known["max"] = min(known["min"], item["min"]), max(known["max"], item["max"])
+            for bucket, count in item["buckets"].items():
+                known["buckets"][bucket] = known["buckets"].get(bucket, 0) + count
+
+
 def merge(collected: Iterable[Iterable[Series]]) -> list[Series]:
-    """Add up what several splits collected: counters are summed, the latest gauge stands, distributions are joined."""
-    merged: dict[_Key, Series] = {}
+    """Return what several splits collected as one; see :class:`Totals`."""
+    totals = Totals(most=None)
     for series in collected:
-        for item in series:
-            key = _key(item)
-            known = merged.get(key)
-            if known is None:
-                merged[key] = {**item, "buckets": dict(item["buckets"])} if "buckets" in item else dict(item)
-            elif item["kind"] == "counter":
-                known["value"] += item["value"]
-            elif item["kind"] == "gauge":
-                if item["time"] >= known["time"]:
-                    known["value"], known["time"] = item["value"], item["time"]
-            else:
-                known["count"] += item["count"]
-                known["sum"] += item["sum"]
-                known["min"], known["max"] = min(known["min"], item["min"]), max(known["max"], item["max"])
-                for bucket, count in item["buckets"].items():
-                    known["buckets"][bucket] = known["buckets"].get(bucket, 0) + count
-    return list(merged.values())
+        totals.add(series)
+    return totals.series()
+
+
+def describe(series: Iterable[Series]) -> list[dict[str, Any]]:
+    """Return series as people read them, in ``metrics.json`` and from ``job.metrics``, by name and tags.
+
+    Every item has ``metric``, ``kind`` and ``tags``; a counter and a gauge have a ``value``, a histogram has ``count``,
+    ``sum``, ``min``, ``max``, the quantiles ``p50``, ``p90`` and ``p99`` (within 2.5 %), and ``buckets``: pairs of an
+    upper bound and the number of values up to it and above the bound before.
+    """
+    described = []
+    for item in sorted(series, key=lambda item: (item["metric"], item["kind"], sorted(item["tags"].items()))):
+        shown = {key: item[key] for key in ("metric", "kind", "tags")}
+        if item["kind"] == "histogram":
+            shown.update({key: item[key] for key in ("count", "sum", "min", "max")})
+            shown.update({f"p{share}": quantile(item, share / 100) for share in (50, 90, 99)})
+            shown["buckets"] = [list(pair) for pair in coarse_buckets(item)]
+        else:
+            shown["value"] = item["value"]
+        described.append(shown)
+    return described
+
+
+def coarse_buckets(histogram: Series) -> list[tuple[float, int]]:
+    """Return a distribution in buckets about as wide as they are high: pairs of an upper bound and a count, ascending.
+
+    Bounds are the same for all distributions, so that they can be added up.
+    """
+    counts: dict[float, int] = {}
+    for bucket, count in histogram["buckets"].items():
+        if bucket == "0":
+            bound = 0.0
+        elif bucket[0] == "+":
+            bound = math.exp(math.ceil(int(bucket[1:]) / _COARSE) * _COARSE * _LOG_GAMMA)
+        else:  # values from -gamma^n up to, but not including, -gamma^(n-1)
+            bound = -math.exp((int(bucket[1:]) - 1) // _COARSE * _COARSE * _LOG_GAMMA)
+        counts[bound] = counts.get(bound, 0) + count
+    return sorted(counts.items())
 
 
 def quantile(histogram: Series, share: float) -> float:
@@ -141,6 +217,10 @@ def _number(metric: str, value: float) -> float:
     if not math.isfinite(value):
         raise ValueError(f"metric {metric!r}: its value is {value!r}; a finite number is needed")
     return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _copy(series: Series) -> Series:
+    return {**series, "buckets": dict(series["buckets"])} if "buckets" in series else dict(series)
 
 
 def _key(series: Series) -> _Key:

@@ -20,6 +20,7 @@ import psutil
 
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
+from cortex_dask.runtime.metrics import describe
 from cortex_dask.runtime.tally import Tally
 
 __all__ = ["FINAL_STATUSES", "Pulse", "StatusBoard", "running_elsewhere"]
@@ -106,6 +107,22 @@ class StatusBoard:
         """Return the status document of this moment."""
         with self._lock:
             return self._document()
+
+    def metrics(self) -> Document:
+        """Return what ``metrics.json`` holds."""
+        totals = self.tally.metrics if self.tally else None
+        return {
+            "job_id": self._settings.job_id,
+            "api_name": self._settings.api_name,
+            "time": _iso(time.time()),
+            "metrics": describe(totals.series()) if totals else [],
+            "dropped": totals.dropped if totals else 0,
+        }
+
+    @property
+    def metrics_version(self) -> int:
+        """Grows when there are new metrics."""
+        return self.tally.metrics.version if self.tally else 0
 
     def _document(self) -> Document:
         settings, tally = self._settings, self.tally
@@ -195,6 +212,7 @@ class Pulse:
         self._job = job
         self._board = board
         self._listener = listener
+        self._metrics_version = 0
         self._stopped = threading.Event()
         # An object store is asked less often: a request there costs money and tens of milliseconds.
         self._interval = 1.0 if job.store.is_local else 2.0
@@ -208,10 +226,20 @@ class Pulse:
 
     def beat(self) -> None:
         """Write the document now."""
+        self._write_metrics()
         document = self._board.document()
         self._job.write_json("status.json", document)
         if self._listener is not None:
             self._listener(document)
+
+    def _write_metrics(self) -> None:
+        version = self._board.metrics_version
+        if version != self._metrics_version:
+            try:
+                self._job.write_json("metrics.json", self._board.metrics())
+                self._metrics_version = version
+            except OSError as error:
+                self.errors = [str(error)]  # metrics never end a job
 
     def stop(self) -> None:
         """Write the last document and end."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from cortex_dask.io.records import SplitRecord
 from cortex_dask.io.splits import PlanHeader, Split
+from cortex_dask.runtime.metrics import Totals
 
 __all__ = ["Tally"]
 
@@ -35,7 +35,8 @@ class Tally:
         self.handle_seconds = 0.0
         #: batches that failed for good: (split of origin, index) -> cause; of malformed lines: (split, -1 - n)
         self.failed: dict[tuple[int, int], str] = {}
-        self.metrics: dict[str, Any] = {}
+        #: what the handlers pushed
+        self.metrics = Totals()
 
     def add_retries(self, retries: Mapping[int, Split]) -> None:
         """Take in further splits that repeat dead letters."""
@@ -61,6 +62,7 @@ class Tally:
         self.failed_attempts += record.failed_attempts
         self.rows_out += record.rows_out
         self.handle_seconds += record.handle_seconds
+        self.metrics.add(record.extra.get("metrics", ()))
         if record.part is not None:
             self.parts += 1
             self.bytes_out += record.part.bytes
