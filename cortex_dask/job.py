@@ -190,6 +190,17 @@ class Job:
 
         return dead_letters.to_frame(self._directory)
 
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """What the handlers pushed through ``metrics_client``, of all batches that are committed by now.
+
+        Every item has ``metric``, ``kind`` and ``tags``; a counter and a gauge have a ``value``, a histogram has
+        ``count``, ``sum``, ``min``, ``max``, ``p50``, ``p90``, ``p99`` and ``buckets``, pairs of an upper bound and a
+        count. ``metrics.json`` in the job directory holds the same.
+        """
+        document = self._directory.read_json("metrics.json")
+        return [] if document is None else list(document["metrics"])
+
     # what it made ---------------------------------------------------------------------------------------------------
 
     def to_arrow(self, *, partial: bool = False) -> pa.Table:

@@ -7,6 +7,8 @@
 ``schema.json``           the output's schema, once settled (``{"schema": <base64 of Arrow IPC>}``)
 ``ledger/<n>.jsonl``      finished splits, see :mod:`cortex_dask.io.ledger`
 ``failures/…``            dead letters: one JSON line per failed batch, with its payload
+``delivered/…``           which dead letters have been delivered to where the submission says
+``completed.json``        ``on_job_complete`` has succeeded; with the metrics that it pushed
 ``logs/…``                chunks of log lines
 ``status.json``           the status document, refreshed while the job runs
 ``metrics.json``          what the handler pushed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -229,6 +230,8 @@ class Coordinator:
         self._tally = Tally(header, self._retries)
         for record in self._ledger.refresh():
             self._tally.add(record)
+        if self._ledger.count:
+            self._count_completion()
         self._counted = self._ledger.count
 
     def _begin(self, header: PlanHeader) -> None:
@@ -400,11 +403,8 @@ class Coordinator:
     # limits ---------------------------------------------------------------------------------------------------------
 
     def _check_limits(self) -> None:
-        limits = self._settings.limits
-        now = time.monotonic()
-        if self._deadline is not None and now > self._deadline:
-            raise _Ended("timed out", f"the job took longer than its timeout of {limits.timeout:g} s")
-        allowed = limits.max_failed_batches
+        self._check_time()
+        allowed = self._settings.limits.max_failed_batches
         if allowed is not None:
             bound = allowed if allowed >= 1 or allowed == 0 else allowed * self._tally.total_batches
             if self._tally.failed_batches > bound:
@@ -414,6 +414,11 @@ class Coordinator:
                     f"max_failed_batches allows {bound:g}",
                 )
         self._check_stop()
+
+    def _check_time(self) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            timeout = self._settings.limits.timeout
+            raise _Ended("timed out", f"the job took longer than its timeout of {timeout:g} s")
 
     def _check_stop(self) -> None:
         """Look for a request to stop, not more often than is useful."""
@@ -426,15 +431,18 @@ class Coordinator:
 
     def _halt(self, error: BaseException) -> None:
         """End the running splits, and keep what they had finished."""
-        status = error.status if isinstance(error, _Ended) else "stopped"
         if self._inflight:
-            with contextlib.suppress(OSError):  # the store may be what failed; the cluster is told directly as well
-                self._job.request_stop(status, str(error) or type(error).__name__)
-            self._cluster.stop(str(error))
+            self._tell_to_stop(error)
         deadline = time.monotonic() + _STOP_GRACE
         while self._inflight and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty, _Ended, CortexDaskError):
                 self._inbox.get(timeout=0.1)()
+
+    def _tell_to_stop(self, error: BaseException) -> None:
+        status = error.status if isinstance(error, _Ended) else "stopped"
+        with contextlib.suppress(OSError):  # the store may be what failed; the cluster is told directly as well
+            self._job.request_stop(status, str(error) or type(error).__name__)
+        self._cluster.stop(str(error))
 
     # sealing --------------------------------------------------------------------------------------------------------
 
@@ -459,10 +467,57 @@ class Coordinator:
         """Run ``on_job_complete`` once; a resumed job does not run it again after it has succeeded."""
         if self._job.read_json("completed.json") is not None:
             return
-        outcome = self._cluster.complete()
+        outcome = self._completion()
+        if outcome.kind == "storage":
+            raise _Ended("worker error", f"{outcome.message} (the job can be resumed)")
+        if outcome.kind == "stopped":
+            self._next_stop_check = 0.0
+            self._check_stop()
         if outcome.kind != "done":
             raise _Ended(outcome.kind, outcome.message)
-        self._job.write_json("completed.json", {"time": time.time()})
+        # The worker has noted it, unless there was nothing to run or its store failed just then.
+        if self._job.read_json("completed.json") is None:
+            self._job.write_json("completed.json", {"time": time.time()})
+        self._count_completion()
+
+    def _completion(self) -> Outcome:
+        """Run ``on_job_complete`` on a worker; it may take as long as the job may."""
+        if self._cluster.name == "inline":
+            return self._cluster.complete()
+        answers: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
+
+        def complete() -> None:
+            try:
+                answers.put(self._cluster.complete())
+            except Exception as error:  # noqa: BLE001 - raised in the thread that waits
+                answers.put(error)
+
+        threading.Thread(target=complete, name="cortex-dask-completion", daemon=True).start()
+        while True:
+            try:
+                outcome = answers.get(timeout=_STOP_CHECK)
+                break
+            except queue.Empty:
+                pass
+            try:
+                self._check_time()
+                self._check_stop()
+            except _Ended as ended:
+                self._tell_to_stop(ended)
+                try:
+                    outcome = answers.get(timeout=_STOP_GRACE)
+                except queue.Empty:
+                    raise ended from None
+                if isinstance(outcome, Exception) or outcome.kind != "done":
+                    raise
+                break  # it has come to its end in the last moment
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _count_completion(self) -> None:
+        """Add what ``on_job_complete`` pushed to the metrics; it is in no record of the ledger."""
+        self._tally.metrics.add((self._job.read_json("completed.json") or {}).get("metrics", ()))
 
     # retries --------------------------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ def load_class(settings: JobSettings, job: JobDirectory, directory: str | None) 
 
 
 def job_spec(settings: JobSettings, *, total_batch_count: int, start_time: str) -> dict[str, Any]:
-    """Return what a handler that declares ``job_spec`` gets."""
+    """Return what a handler that declares ``job_spec`` gets: the keys of Cortex, and where the output is (or None)."""
     return {
         "job_id": settings.job_id,
         "api_name": settings.api_name,
@@ -130,4 +130,5 @@ def job_spec(settings: JobSettings, *, total_batch_count: int, start_time: str) 
         "workers": settings.workers,
         "total_batch_count": total_batch_count,
         "start_time": start_time,
+        "output": settings.output.url if settings.output else None,
     }

@@ -20,6 +20,7 @@ from cortex_dask.errors import CortexDaskError, HandlerError, StorageError
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.records import Outcome, SplitRecord, SplitTask
 from cortex_dask.io.store import Store
+from cortex_dask.runtime import surroundings
 from cortex_dask.runtime.failures import one_line
 from cortex_dask.runtime.handling import LoadedHandler, job_spec, load_class
 from cortex_dask.runtime.history import SplitHistory
@@ -77,6 +78,8 @@ def run_completion(job_url: str) -> Outcome:
         job.handler.complete()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the user's code, and its failure is the job's
         return Outcome("worker error", -1, message=f"on_job_complete failed: {one_line(error)}")
+    directory = JobDirectory(job_url)
+    directory.write_json("completed.json", {"time": time.time(), "metrics": job.metrics.collect()})
     return Outcome("done", -1)
 
 
@@ -84,6 +87,9 @@ def close_job(job_url: str) -> None:
     """Forget the job's handler."""
     with _lock:
         _jobs.pop(job_url, None)
+        if not _jobs:
+            surroundings.enter(None, {})
+            surroundings.withdraw_names()
 
 
 def _job(job_url: str) -> Job:
@@ -108,6 +114,8 @@ def _load(job_url: str) -> Job:
         place = str(Path(project, settings.handler.python_path or "").resolve())
         if place not in sys.path:
             sys.path.insert(0, place)
+    surroundings.enter(surroundings.describe(job_url, settings) if settings.environment else None, {})
+    surroundings.offer_names()
     handler_class, signature = load_class(settings, directory, project)
     spec = job_spec(settings, total_batch_count=header.batches, start_time=settings.created_time)
     metrics = MetricsClient()

@@ -492,9 +492,12 @@ def _size(size: int) -> str:
 
 
 def _complete(slot: slots.Slot, report: Report) -> Outcome:
-    """Run ``on_job_complete`` in the slot's process."""
+    """Run ``on_job_complete`` in the slot's process, unless it has succeeded already.
+
+    That it has is noted here and not by the coordinator, which may be gone by then: another one must not run it again.
+    """
     job = slot.job
-    if job.has_completion is False:
+    if job.has_completion is False or job.directory.read_json("completed.json") is not None:
         return Outcome("done", -1)
     process = slot.process()
     process.runs += 1
@@ -513,6 +516,8 @@ def _complete(slot: slots.Slot, report: Report) -> Outcome:
                     report({"type": "metrics", "metrics": event["metrics"]})
                 if event["message"]:
                     return Outcome("worker error", -1, message=event["message"])
+                with contextlib.suppress(OSError):  # the coordinator tries it as well
+                    job.directory.write_json("completed.json", {"time": time.time(), "metrics": event["metrics"]})
                 return Outcome("done", -1)
             case "gone":
                 if job.stopped is not None or job.closed:
