@@ -23,7 +23,7 @@ from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import PlanHeader
 from cortex_dask.io.store import Store
-from cortex_dask.runtime import logs
+from cortex_dask.runtime import logs, surroundings
 from cortex_dask.runtime.failures import one_line
 from cortex_dask.runtime.handling import LoadedHandler, job_spec, load_class
 from cortex_dask.runtime.lifeline import Link
@@ -49,6 +49,7 @@ def main() -> None:
     settings = JobSettings.from_json(setup["settings"])
     logs.install(link.send_log, setup["labels"], settings.handler.log_level)
     faulthandler.register(signal.SIGUSR2, file=2)  # the supervisor asks what hangs before it kills
+    surroundings.enter(setup.get("surroundings"), setup.get("variables", {}))
     metrics = MetricsClient()
     try:
         _settle_in(settings, setup["directory"])
@@ -106,9 +107,7 @@ def _settle_in(settings: JobSettings, directory: str | None) -> None:
         last = [entry for entry in missing if _is_library(entry)]
     sys.path[:0] = first
     sys.path += last
-    sys.path.append(
-        str(Path(__file__).parents[1] / "compat")
-    )  # ``cortex`` and ``cortex_internal``, for this process only
+    surroundings.offer_names()
 
 
 def _is_library(entry: str) -> bool:
