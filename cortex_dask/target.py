@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -22,10 +23,13 @@ from cortex_dask.pickling import pickle_class
 from cortex_dask.submission import Submission
 from cortex_dask.wording import nearest, shown
 
-__all__ = ["CONFIG_FILES", "Target", "from_class", "from_path"]
+__all__ = ["CONFIG_FILES", "Target", "from_class", "from_class_spec", "from_path", "from_spec"]
 
 #: What the configuration file of a project directory is called, the usual name first.
 CONFIG_FILES = ("cortex.yaml", "cortex.yml")
+
+#: What the lists of dependencies are called where the configuration does not say.
+_DEPENDENCIES = {"pip": "requirements.txt", "conda": "conda-packages.txt", "shell": "dependencies.sh"}
 
 _PICKLE_WARNING = 10 * 1024 * 1024
 
@@ -46,7 +50,7 @@ class Target:
     warnings: tuple[str, ...] = ()
 
 
-def from_class(cls: type, name: str | None) -> Target:
+def from_class(cls: type, name: str | None, handler_type: str = "python") -> Target:
     """Check and pickle a handler class.
 
     Parameters
@@ -55,6 +59,8 @@ def from_class(cls: type, name: str | None) -> Target:
         The class.
     name : str or None
         The API's name; None: made from the class' name.
+    handler_type : str
+        ``handler.type``: it decides which arguments ``__init__`` may declare.
 
     Raises
     ------
@@ -63,7 +69,7 @@ def from_class(cls: type, name: str | None) -> Target:
     HandlerError
         If the class has a wrong signature or cannot be pickled.
     """
-    check_class(cls)
+    check_class(cls, handler_type)
     try:
         api_name = check_name(name if name is not None else _label(cls.__qualname__))
     except ValueError as error:
@@ -92,6 +98,46 @@ def _label(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")[:63].strip("-") or "handler"
 
 
+def from_class_spec(cls: type, api: ApiSpec, packages: project.Archive | None) -> Target:
+    """Check and pickle the handler class of an API whose configuration is at hand.
+
+    Parameters
+    ----------
+    cls : type
+        The class.
+    api : ApiSpec
+        The configuration; ``handler.path`` does not count.
+    packages : Archive, optional
+        A project that says what has to be installed for the handler.
+
+    Raises
+    ------
+    HandlerError
+        If the class has a wrong signature or cannot be pickled.
+    """
+    made = from_class(cls, api.name, api.handler.type)
+    assert made.pickled is not None
+    digest = None if packages is None else packages.hash
+    handler = dataclasses.replace(
+        made.handler,
+        type=api.handler.type,
+        project=digest,
+        env=dict(api.handler.env),
+        log_level=api.handler.log_level,
+        extra=_extra(api, {entry.name for entry in packages.files} if packages else set()),
+    )
+    return dataclasses.replace(
+        made,
+        api_id=_api_id(_described(api) + made.pickled + (digest or "").encode()),
+        handler=handler,
+        config=api.handler.config,
+        compute=api.compute,
+        defaults=api.job,
+        folder=Path(made.handler.cwd) if made.handler.cwd else None,
+        archive=packages,
+    )
+
+
 def from_path(target: object, api_name: str | None, name: str | None) -> Target:
     """Read a project's configuration, pack the project, and check the handler's source without running it.
 
@@ -113,17 +159,32 @@ def from_path(target: object, api_name: str | None, name: str | None) -> Target:
             "it), a project directory, and its cortex.yaml"
         )
     file = _config_file(os.fspath(target))
-    apis = load_apis(file)
-    api = _choose(apis, api_name or name, file)
-    archive = project.pack(file.parent, file.name)
-    names = {entry.name for entry in archive.files}
-    _check_files(api, file, archive, names)
+    return from_spec(_choose(load_apis(file), api_name or name, file), file.parent, config_file=file.name)
+
+
+def from_spec(api: ApiSpec, folder: Path, *, config_file: str | None = None) -> Target:
+    """Pack the project of an API whose configuration is at hand, and check it.
+
+    Parameters
+    ----------
+    api : ApiSpec
+        The configuration.
+    folder : Path
+        The project directory.
+    config_file : str, optional
+        The configuration file in it, for messages; it is not packed.
+
+    Raises
+    ------
+    SpecError, ProjectError, HandlerError
+        As for :func:`from_path`.
+    """
+    where = str(folder / config_file) if config_file else api.name
+    archive = project.pack(folder, config_file)
+    _check_files(api, folder, where, archive)
     warnings = list(archive.warnings)
     if api.networking is not None:
-        warnings.append(f"{file}: networking: nothing listens here, so this key does nothing")
-    described = orjson.dumps(
-        api.model_dump(mode="json", exclude_none=True, exclude={"job"}), option=orjson.OPT_SORT_KEYS
-    )
+        warnings.append(f"{where}: networking: nothing listens here, so this key does nothing")
     handler = HandlerSettings(
         kind="project",
         type=api.handler.type,
@@ -132,19 +193,24 @@ def from_path(target: object, api_name: str | None, name: str | None) -> Target:
         python_path=api.handler.python_path,
         env=dict(api.handler.env),
         log_level=api.handler.log_level,
-        extra=_extra(api),
+        extra=_extra(api, {entry.name for entry in archive.files}),
     )
     return Target(
         api.name,
-        _api_id(described + archive.hash.encode()),
+        _api_id(_described(api) + archive.hash.encode()),
         handler,
         config=api.handler.config,
         compute=api.compute,
         defaults=api.job,
-        folder=file.parent,
+        folder=folder,
         archive=archive,
         warnings=tuple(warnings),
     )
+
+
+def _described(api: ApiSpec) -> bytes:
+    """Return what an API is, without what submissions say by default."""
+    return orjson.dumps(api.model_dump(mode="json", exclude_none=True, exclude={"job"}), option=orjson.OPT_SORT_KEYS)
 
 
 def _config_file(target: str) -> Path:
@@ -181,26 +247,27 @@ def _choose(apis: list[ApiSpec], name: str | None, file: Path) -> ApiSpec:
     return apis[names.index(name)]
 
 
-def _check_files(api: ApiSpec, file: Path, archive: project.Archive, names: set[str]) -> None:
+def _check_files(api: ApiSpec, folder: Path, where: str, archive: project.Archive) -> None:
     """Check that the files which the configuration names are in the archive, and the handler's source."""
     handler = api.handler
+    names = {entry.name for entry in archive.files}
     dependencies = handler.dependencies
     listed = {"handler.path": handler.path}
     for kind in ("pip", "conda", "shell"):
         if dependencies is not None and (path := getattr(dependencies, kind)) is not None:
             listed[f"handler.dependencies.{kind}"] = path
     for key, path in listed.items():
-        place = file.parent / path
+        place = folder / path
         if not place.is_file():
             near = nearest(path, names)
             hint = f"; did you mean {near}?" if near else ""
-            raise SpecError(f"{file}: {key}: there is no file {path} in {file.parent}{hint}")
+            raise SpecError(f"{where}: {key}: there is no file {path} in {folder}{hint}")
         if path not in names and not any(path.startswith(f"{entry}/") for entry in names):
             reason = next((entry.reason for entry in archive.ignored if _covers(entry.name, path)), "left out")
-            raise ProjectError(f"{file}: {key}: {path} is left out of the project ({reason})")
-    if handler.python_path is not None and not (file.parent / handler.python_path).is_dir():
-        raise SpecError(f"{file}: handler.python_path: there is no folder {handler.python_path} in {file.parent}")
-    check_source(_source_text(file.parent / handler.path), str(file.parent / handler.path), handler.type)
+            raise ProjectError(f"{where}: {key}: {path} is left out of the project ({reason})")
+    if handler.python_path is not None and not (folder / handler.python_path).is_dir():
+        raise SpecError(f"{where}: handler.python_path: there is no folder {handler.python_path} in {folder}")
+    check_source(_source_text(folder / handler.path), str(folder / handler.path), handler.type)
 
 
 def _covers(entry: str, path: str) -> bool:
@@ -217,14 +284,23 @@ def _source_text(path: Path) -> str:
         raise HandlerError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _extra(api: ApiSpec) -> dict[str, Any]:
+def _extra(api: ApiSpec, names: set[str]) -> dict[str, Any]:
     """Return what the engine itself has no use for."""
-    keys = {"image", "shm_size", "dependencies", "models", "server_side_batching", "tensorflow_serving_image"}
+    keys = {"image", "shm_size", "models", "server_side_batching", "tensorflow_serving_image"}
     extra = api.handler.model_dump(mode="json", include=keys, exclude_none=True)
     compute = api.compute.model_dump(
         mode="json", include={"inf", "node_groups"}, exclude_none=True, exclude_defaults=True
     )
+    if dependencies := _dependencies(api, names):
+        extra["dependencies"] = dependencies
     return {**extra, "compute": compute} if compute else extra
+
+
+def _dependencies(api: ApiSpec, names: set[str]) -> dict[str, str]:
+    """Return which lists of dependencies the project has, so that no worker has to look for them."""
+    given = api.handler.dependencies
+    found = {kind: name for kind, name in _DEPENDENCIES.items() if name in names}
+    return found if given is None else found | given.model_dump(exclude_none=True)
 
 
 def _api_id(content: bytes) -> str:

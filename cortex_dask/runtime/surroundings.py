@@ -28,7 +28,8 @@ class Surroundings:
     store: str
     name: str
     cluster: str
-    variables: dict[str, str] = field(repr=False)  # of the process that started this one
+    python: str  # the interpreter of the process that started this one
+    variables: dict[str, str] = field(repr=False)  # its environment variables
 
 
 _current: Surroundings | None = None
@@ -51,6 +52,7 @@ def describe(job_url: str, settings: JobSettings) -> dict[str, Any] | None:
         "store": url.removesuffix(place),
         "name": known.get("name", "local"),
         "cluster": known.get("cluster", "local"),
+        "python": sys.executable,
     }
 
 
