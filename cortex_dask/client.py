@@ -22,6 +22,7 @@ from cortex_dask.job import Job
 if TYPE_CHECKING:
     from cortex_dask.clusters.base import Cluster
     from cortex_dask.io.settings import JobSettings
+    from cortex_dask.sample import DryRun
     from cortex_dask.spec import ResolvedJob
 
 __all__ = ["Client", "Options", "attend", "create_directory", "run", "submit"]
@@ -61,6 +62,8 @@ class Options(TypedDict, total=False):
     file_path_lister: Mapping[str, Any]
     delimited_files: Mapping[str, Any]
     dataset: Mapping[str, Any]
+    job: Mapping[str, Any] | str | Path  # a submission with these keys, or a JSON or YAML file of it
+    dry_run: bool
     sqs_dead_letter_queue: Mapping[str, Any]
     dead_letter: Mapping[str, Any]
 
@@ -119,8 +122,11 @@ class Client:
         **options: Unpack[Options],
     ) -> Job:
         """Run a job and wait for it; see :func:`cortex_dask.run`."""
+        resolved = self.resolve(target, input, output, options)
+        if resolved.dry_run:
+            return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
         display = choose(progress=progress, environment=self._flag)
-        job = self.begin(target, input, output, cluster=cluster, options=options, display=display)
+        job = self.begin(resolved, cluster=cluster, display=display)
         attend(job, display)
         job.raise_unless_complete()
         return job
@@ -136,21 +142,20 @@ class Client:
         **options: Unpack[Options],
     ) -> Job:
         """Start a job and return at once; see :func:`cortex_dask.submit`."""
-        return self.begin(target, input, output, cluster=cluster, options=options, display=SilentDisplay())
+        resolved = self.resolve(target, input, output, options)
+        if resolved.dry_run:
+            return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
+        return self.begin(resolved, cluster=cluster, display=SilentDisplay())
 
     def begin(
         self,
-        target: Target,
-        source: Input | None,
-        output: Output | None,
+        resolved: ResolvedJob,
         *,
         cluster: str | Cluster | None,
-        options: Options,
         display: Display,
         warn: Callable[[str], None] | None = None,
     ) -> Job:
         """Make the job, or find it, and start its coordinator in this process unless it is complete or runs already."""
-        resolved = self.resolve(target, source, output, options)
         for warning in resolved.warnings:
             (warn or _warn)(warning)
         job, is_new = self.create(resolved, cluster=cluster)
@@ -324,6 +329,14 @@ def run(
         How often a batch is tried.
     max_failed_batches : float or str
         Stop early when more fail: a number (``10``) or a share (``0.05``, ``"5%"``).
+    item_list, file_path_lister, delimited_files : mapping
+        The input, instead of ``input``: the samples themselves (``{"items": [...], "batch_size": 10}``), the paths of
+        files, or the lines of files (``{"s3_paths": [...], "includes": ["**.jpg"], "batch_size": 10}``).
+        ``handle_batch`` gets lists of samples then.
+    job : mapping, str or Path
+        A submission with any of these keys, or the JSON or YAML file that holds one; other arguments go over it.
+    dry_run : bool
+        Run nothing, and return a report on what would be processed instead of a job.
     cluster : str or Cluster, optional
         ``"local"``, ``"inline"`` (in the calling thread, for debuggers), or a scheduler's address. None: the
         environment's.
@@ -380,7 +393,7 @@ def submit(
 
 
 def create_directory(directory: JobDirectory, resolved: ResolvedJob) -> None:
-    """Write what makes a job: the handler first, then ``job.json``, for no job exists without its handler.
+    """Write what makes a job: handler and items first, then ``job.json``, for no job exists without them.
 
     Raises
     ------
@@ -391,7 +404,15 @@ def create_directory(directory: JobDirectory, resolved: ResolvedJob) -> None:
         directory.store.write(f"project/{resolved.archive.hash}.tar.gz", resolved.archive.data)
     if resolved.pickled is not None:
         directory.store.write("handler.pkl", resolved.pickled)
+    if resolved.items is not None:
+        resolved.items.write(directory.store)
     directory.create(resolved.settings)
+
+
+def _dry_run(resolved: ResolvedJob) -> DryRun:
+    from cortex_dask import sample
+
+    return sample.dry_run(resolved)
 
 
 def attend(job: Job, display: Display, on_interrupt: Callable[[], None] | None = None) -> dict[str, Any]:

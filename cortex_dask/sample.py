@@ -41,6 +41,7 @@ class DryRun:
 
     api_name: str
     workers: int
+    kind: str  # of the input: dataset, item_list, file_path_lister or delimited_files
     files: tuple[InputFile, ...]
     format: str
     splits: int
@@ -60,18 +61,23 @@ class DryRun:
     def to_text(self) -> str:
         """Return the report for people."""
         about = "" if self.exact else "~"
+        rows = "rows" if self.kind == "dataset" else "samples"
+        source = f"{_files(len(self.files))}, {self.format}, {size(self.bytes)} to read"
+        if self.kind != "dataset":
+            source = self.kind if self.kind == "item_list" else f"{self.kind}, {_files(len(self.files))}"
         facts = [
             ("api", self.api_name),
-            ("input", f"{_files(len(self.files))}, {self.format}, {size(self.bytes)} to read"),
-            ("rows", f"{about}{count(self.rows)}"),
-            ("batches", f"{about}{count(self.batches)} of up to {count(self.batch_size)} rows"),
+            ("input", source),
+            (rows, f"{about}{count(self.rows)}"),
+            ("batches", f"{about}{count(self.batches)} of up to {count(self.batch_size)} {rows}"),
             ("splits", f"{count(self.splits)} for {self.workers} worker{'s' if self.workers > 1 else ''}"),
             ("output", self.output or "none"),
             ("project", f"{_files(len(self.project))}, {size(sum(length for _, length in self.project))}"),
         ]
         lines = [f"{name:<9}{value}" for name, value in facts]
         files = [(file.path, "?" if file.rows is None else count(file.rows), size(file.bytes)) for file in self.files]
-        lines += ["", "input files (path, rows, size)", *_table(files)]
+        if files:
+            lines += ["", f"input files (path, {rows}, size)", *_table(files)]
         if self.project:
             lines += [
                 "",
@@ -135,14 +141,24 @@ def dry_run(resolved: ResolvedJob) -> DryRun:
     DatasetError
         If the input is missing, empty, unreadable or contradicts itself.
     """
-    from cortex_dask.io.planning import plan
-
     settings, archive = resolved.settings, resolved.archive
-    planned = plan(settings.dataset, workers=settings.workers)
+    report = _rows_report(settings) if settings.samples is None else _samples_report(settings)
+    return replace(
+        report,
+        output=None if settings.output is None else settings.output.url,
+        project=() if archive is None else tuple((file.name, file.size) for file in archive.files),
+        warnings=(*report.warnings, *_output_warnings(settings.output), *resolved.warnings),
+    )
+
+
+def _rows_report(settings: JobSettings) -> DryRun:
+    """Return the report on a dataset."""
+    planned = _planned(settings)
     header = planned.header
     return DryRun(
         api_name=settings.api_name,
         workers=settings.workers,
+        kind="dataset",
         files=_input_files(planned),
         format=header.format,
         splits=header.splits,
@@ -151,9 +167,33 @@ def dry_run(resolved: ResolvedJob) -> DryRun:
         rows=header.rows,
         exact=header.batches_exact,
         bytes=header.bytes,
-        output=None if settings.output is None else settings.output.url,
-        project=() if archive is None else tuple((file.name, file.size) for file in archive.files),
-        warnings=(*header.warnings, *_output_warnings(settings.output), *resolved.warnings),
+        output=None,
+        project=(),
+        warnings=header.warnings,
+    )
+
+
+def _samples_report(settings: JobSettings) -> DryRun:
+    """Return the report on an input of samples."""
+    from cortex_dask.io.enqueuing import survey
+
+    assert settings.samples is not None
+    found = survey(settings)
+    return DryRun(
+        api_name=settings.api_name,
+        workers=settings.workers,
+        kind=settings.samples.kind,
+        files=tuple(InputFile(file.path, samples, file.size) for file, samples in found.files),
+        format="json",
+        splits=found.splits,
+        batches=found.batches,
+        batch_size=settings.dataset.batch_size,
+        rows=found.samples,
+        exact=True,
+        bytes=found.bytes,
+        output=None,
+        project=(),
+        warnings=found.warnings,
     )
 
 
@@ -194,15 +234,18 @@ def run_sample(resolved: ResolvedJob, batches: int) -> Sample:
     """
     from cortex_dask.client import create_directory
     from cortex_dask.display import SilentDisplay
-    from cortex_dask.io.planning import plan
     from cortex_dask.job import Job
 
     settings = resolved.settings
-    planned = plan(settings.dataset, workers=settings.workers)
+    planned = _planned(settings) if settings.samples is None else None
     with tempfile.TemporaryDirectory(prefix="cortex-dask-sample-") as folder:
         changed = replace(resolved, settings=_in_folder(settings, Path(folder)))
         directory = JobDirectory(str(Path(folder) / "job"))
         create_directory(directory, changed)
+        if planned is None:
+            from cortex_dask.io.enqueuing import enqueue
+
+            planned = enqueue(directory.store, settings)
         chosen = first_batches(planned, batches)
         header = replace(planned.header, splits=len(chosen), batches=batches, batches_exact=False)
         directory.write_plan(header, chosen)
@@ -212,6 +255,12 @@ def run_sample(resolved: ResolvedJob, batches: int) -> Sample:
         elapsed = time.perf_counter() - began
         job.raise_unless_complete(warn=False)
         return _report(job, planned, elapsed, workers=settings.workers)
+
+
+def _planned(settings: JobSettings) -> Plan:
+    from cortex_dask.io.planning import plan
+
+    return plan(settings.dataset, workers=settings.workers)
 
 
 def _in_folder(settings: JobSettings, folder: Path) -> JobSettings:

@@ -15,17 +15,21 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cortex_dask import project
 from cortex_dask.api_spec import ApiSpec, load_apis
 from cortex_dask.errors import SpecError
-from cortex_dask.io.settings import ComputeSettings, JobSettings, LimitSettings, OutputSettings
+from cortex_dask.io.settings import ComputeSettings, JobSettings, LimitSettings, OutputSettings, SampleInput
 from cortex_dask.io.splits import DatasetInput
 from cortex_dask.mistakes import validate
 from cortex_dask.submission import INPUT_KINDS, Submission, canonical
+from cortex_dask.submission_file import load_submission
 from cortex_dask.target import CONFIG_FILES, Target, from_class, from_path
 from cortex_dask.wording import shown
+
+if TYPE_CHECKING:
+    from cortex_dask.io.samples import EncodedItems
 
 __all__ = ["CONFIG_FILES", "ApiSpec", "ResolvedJob", "deep_merge", "load_apis", "resolve"]
 
@@ -40,15 +44,18 @@ class ResolvedJob:
     archive: project.Archive | None = None
     pickled: bytes | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
+    items: EncodedItems | None = None  # of an ``item_list``
+    dry_run: bool = False  # whether the submission asks to be looked at only
 
 
 def resolve(
-    target: type | str | os.PathLike[str],
+    target: type | str | os.PathLike[str] | Target,
     *,
     input: Any = None,
     output: Any = None,
     api: str | None = None,
     name: str | None = None,
+    job: Any = None,
     **keys: Any,
 ) -> ResolvedJob:
     """Check a submission, pack the project or pickle the class, and return the job's settings; nothing is written.
@@ -60,8 +67,8 @@ def resolve(
 
     Parameters
     ----------
-    target : type, str or path
-        A handler class, a project directory, or its ``cortex.yaml``.
+    target : type, str, path or Target
+        A handler class, a project directory, or its ``cortex.yaml``; or what such a one stands for.
     input : str, path, or list of them, optional
         Files, directories or globs. Relative ones are relative to the working directory; those in ``cortex.yaml`` to
         the project directory.
@@ -71,6 +78,9 @@ def resolve(
         Which API, where the target has several; for a class its name.
     name : str, optional
         The API's name, for a class; default: made from the class' name.
+    job : mapping, str or path, optional
+        A submission, or the file that holds one (JSON or YAML; ``-`` is standard input), over which the other
+        arguments go. Relative paths in it are relative to the working directory.
     **keys
         The other keys of a submission; None stands for a key that is not given.
 
@@ -82,8 +92,13 @@ def resolve(
         If the handler or its project cannot be used.
     """
     given = {**keys, "input": input, "output": output}
-    source = from_class(target, name or api) if isinstance(target, type) else from_path(target, api, name)
-    spec = _merge(source, {key: value for key, value in given.items() if value is not None})
+    document, where = ({}, "") if job is None else load_submission(job)
+    if isinstance(target, Target):
+        source = target
+    else:
+        source = from_class(target, name or api) if isinstance(target, type) else from_path(target, api, name)
+    spec = _merge(source, {key: value for key, value in given.items() if value is not None}, document, where)
+    items = _items(spec)
     handler_config = copy.deepcopy(source.config)
     job_config = _plain(spec.get("config", {}), "config")
     settings = JobSettings(
@@ -93,7 +108,8 @@ def resolve(
         created_time=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         handler=dataclasses.replace(source.handler, extra={**source.handler.extra, **_dead_letters(spec)}),
         dataset=_dataset(spec, source),
-        batch_format=spec.get("dataset", {}).get("batch_format", "pandas"),
+        batch_format=spec.get("dataset", {}).get("batch_format", "pandas") if _kind(spec) == "dataset" else "records",
+        samples=_samples(spec, items),
         config=deep_merge(_plain(handler_config, "handler.config"), job_config),
         job_config=job_config,
         output=_output(spec),
@@ -105,7 +121,15 @@ def resolve(
         ),
         limits=_limits(spec),
     )
-    return ResolvedJob(settings, source.archive, source.pickled, source.warnings)
+    _check_keep(settings, items)
+    return ResolvedJob(
+        settings,
+        source.archive,
+        source.pickled,
+        (*source.warnings, *(() if items is None else items.warnings)),
+        items,
+        spec.get("dry_run", False),
+    )
 
 
 def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,28 +150,54 @@ def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
 # the submission -----------------------------------------------------------------------------------------------------
 
 
-def _merge(source: Target, given: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(source: Target, given: Mapping[str, Any], document: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the submission over the API's defaults, with absolute paths; what nobody says is not in it."""
-    kind = source.defaults.kinds[0] if source.defaults.kinds else "dataset"
-    moved, names = canonical(given, default_kind=kind)
-    over = _absolute(_said(validate(Submission, moved, names=names)), Path.cwd)
     base = _absolute(_said(source.defaults), lambda: source.folder or Path.cwd())
-    if any(kind in over for kind in INPUT_KINDS):
-        base = {key: value for key, value in base.items() if key not in INPUT_KINDS or key in over}
+    written = _layer(document, where, _kind(base))
+    submission = _over(written, _layer(given, "", _kind(written if _kinds(written) else base)))
+    kinds = _kinds(submission)
+    if len(kinds) > 1:
+        stray = list(submission["dataset"]) if kinds[0] == "dataset" else ["paths"]
+        if "paths" not in stray:
+            raise SpecError(f"{stray[0]}: only a dataset has this key, and the input is {kinds[1]}; leave it out")
+        raise SpecError(f"found the input kinds {' and '.join(kinds)}; exactly one is allowed")
+    if kinds:
+        base = {key: value for key, value in base.items() if key not in INPUT_KINDS or key in kinds}
+    merged = _over(base, submission)
+    if len(kinds := _kinds(merged)) > 1:
+        raise SpecError(f"found the input kinds {' and '.join(kinds)}; exactly one is allowed")
+    return merged
+
+
+def _layer(given: Mapping[str, Any], where: str, default_kind: str) -> dict[str, Any]:
+    moved, names = canonical(given, source=where, default_kind=default_kind)
+    return _absolute(_said(validate(Submission, moved, source=where, names=names)), Path.cwd)
+
+
+def _over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one submission over another."""
     merged = {**base, **over}
     for key in (*INPUT_KINDS, "output"):
         if key in base and key in over:
             merged[key] = {**base[key], **over[key]}
     if "config" in base and "config" in over:
         merged["config"] = deep_merge(base["config"], over["config"])
-    kinds = [kind for kind in INPUT_KINDS if kind in merged]
-    if len(kinds) > 1:
-        raise SpecError(f"found the input kinds {' and '.join(kinds)}; exactly one is allowed")
     return merged
 
 
+def _kinds(spec: Mapping[str, Any]) -> list[str]:
+    return [kind for kind in INPUT_KINDS if kind in spec]
+
+
+def _kind(spec: Mapping[str, Any]) -> str:
+    return next(iter(_kinds(spec)), "dataset")
+
+
 def _said(submission: Submission) -> dict[str, Any]:
-    return submission.model_dump(exclude_none=True)
+    said = submission.model_dump(exclude_none=True, exclude={"item_list": {"items"}})
+    if submission.item_list is not None and submission.item_list.items is not None:
+        said["item_list"]["items"] = submission.item_list.items  # as they are: there may be millions
+    return said
 
 
 def _absolute(spec: dict[str, Any], folder: Any) -> dict[str, Any]:
@@ -173,9 +223,11 @@ def _absolute_path(path: str, folder: Any) -> str:
 
 
 def _dataset(spec: Mapping[str, Any], source: Target) -> DatasetInput:
-    for kind in INPUT_KINDS[1:]:
-        if kind in spec:
-            raise _unsupported(kind, spec[kind])
+    kind = _kind(spec)
+    if kind != "dataset":
+        return DatasetInput(
+            paths=tuple(spec[kind].get("s3_paths", ())), format="json", batch_size=spec[kind]["batch_size"]
+        )
     dataset = spec.get("dataset", {})
     if not dataset.get("paths"):
         where = " (or job: input in cortex.yaml)" if source.folder else ""
@@ -189,14 +241,43 @@ def _dataset(spec: Mapping[str, Any], source: Target) -> DatasetInput:
     )
 
 
-def _unsupported(kind: str, value: Mapping[str, Any]) -> SpecError:
+def _items(spec: Mapping[str, Any]) -> EncodedItems | None:
+    """Check that an input of samples is whole, and return the items of an ``item_list``."""
+    kind = _kind(spec)
+    if kind == "dataset":
+        return None
     needed = "items" if kind == "item_list" else "s3_paths"
     for key in (needed, "batch_size"):
-        if key not in value:
-            return SpecError(f"{kind}.{key}: is missing; {kind} needs the keys {needed} and batch_size")
-    return SpecError(
-        f"{kind}: this input kind is not supported yet; write the samples to JSON lines and give them as input"
-    )
+        if key not in spec[kind]:
+            raise SpecError(f"{kind}.{key}: is missing; {kind} needs the keys {needed} and batch_size")
+    if kind != "item_list":
+        return None
+    from cortex_dask.io.samples import encode_items
+
+    try:
+        return encode_items(spec[kind]["items"], spec[kind]["batch_size"])
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+
+
+def _samples(spec: Mapping[str, Any], items: EncodedItems | None) -> SampleInput | None:
+    match _kind(spec):
+        case "item_list":
+            assert items is not None
+            return SampleInput("item_list", items=items.count, digest=items.digest, size=items.size)
+        case "file_path_lister" | "delimited_files" as kind:
+            files = spec[kind]
+            return SampleInput(kind, tuple(files.get("includes", ())), tuple(files.get("excludes", ())))
+    return None
+
+
+def _check_keep(settings: JobSettings, items: EncodedItems | None) -> None:
+    """Refuse to keep the fields of samples that have none."""
+    if settings.samples is None or settings.output is None or not settings.output.keep:
+        return
+    if settings.samples.kind == "file_path_lister" or (items is not None and not items.objects):
+        what = "the items are not all mappings" if items is not None else "the samples are paths"
+        raise SpecError(f"output.keep: {what}, which have no columns to keep; return them from handle_batch instead")
 
 
 def _output(spec: Mapping[str, Any]) -> OutputSettings | None:

@@ -87,6 +87,16 @@ def _keep(value: Any) -> bool | list[str]:
     return _names(value) if value else False
 
 
+def _glob(value: str) -> str:
+    from cortex_dask.io.globs import compile_glob
+
+    try:
+        compile_glob(value)
+    except ValueError as error:
+        raise ValueError(f"the pattern {shown(value)} {error}") from None
+    return value
+
+
 def _filters(value: Any) -> Any:
     from cortex_dask.io.filters import parse_filters, plain_filters
 
@@ -153,7 +163,7 @@ def _job_id(value: str) -> str:
 
 Paths = Annotated[list[str], BeforeValidator(_paths)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-Globs = Annotated[list[str], BeforeValidator(_list)]
+Globs = Annotated[list[Annotated[str, AfterValidator(_glob)]], BeforeValidator(_list)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
@@ -239,7 +249,7 @@ class DeadLetter(Document):
 class Submission(Document):
     """A submission, or the defaults of one; whatever is not said is None."""
 
-    also_known: ClassVar[tuple[str, ...]] = (*_SHORT, "batch_size")
+    also_known: ClassVar[tuple[str, ...]] = (*_SHORT, "batch_size", "dry_run")
 
     dataset: Dataset | None = Field(default=None, description="a mapping with at least the key paths")
     item_list: ItemList | None = Field(default=None, description="a mapping with the keys items and batch_size")
@@ -263,6 +273,7 @@ class Submission(Document):
     dead_letter: DeadLetter | None = Field(
         default=None, description="a mapping with the keys path and max_receive_count"
     )
+    dry_run: bool | None = Field(default=None, alias="dryRun", description="true or false")
     job_id: Annotated[str, AfterValidator(_job_id)] | None = Field(
         default=None, description="letters, digits, dashes, underscores and dots"
     )
@@ -302,6 +313,9 @@ def canonical(
     moved = {key: item for key, item in given.items() if key not in _SHORT and key != "batch_size"}
     names: dict[str, str] = {}
     mistakes = []
+    if "dry_run" in moved and "dryRun" not in moved:
+        moved["dryRun"] = moved.pop("dry_run")
+        names[f"{dotted}dryRun"] = f"{dotted}dry_run"
     if isinstance(moved.get("output"), str | os.PathLike):
         names[f"{dotted}output.path"] = f"{dotted}output"
         moved["output"] = {"path": moved["output"]}

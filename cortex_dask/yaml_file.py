@@ -10,7 +10,7 @@ import yaml
 
 from cortex_dask.errors import SpecError
 
-__all__ = ["load_yaml"]
+__all__ = ["load_yaml", "parse_yaml"]
 
 # The loader in C, where PyYAML has it, builds the same values several times faster.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -45,12 +45,32 @@ def load_yaml(path: Path) -> Any:
         If the file cannot be read or is no YAML, or if a mapping has a key twice; with the file and the line.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror or error}") from None
+    return parse_yaml(data, str(path))
+
+
+def parse_yaml(data: bytes, path: str) -> Any:
+    """Return the one document of YAML (or JSON) text; None where it is empty.
+
+    Parameters
+    ----------
+    data : bytes
+        The text.
+    path : str
+        How messages call it.
+
+    Raises
+    ------
+    SpecError
+        As for :func:`load_yaml`.
+    """
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise SpecError(f"{path}:{line}: the file is not UTF-8 text") from None
-    except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror or error}") from None
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from the safe loader
     except _DuplicateKeyError as error:
@@ -60,7 +80,7 @@ def load_yaml(path: Path) -> Any:
         ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        where = f"{path}:{mark.line + 1}" if mark else path
         raise SpecError(f"{where}: this is no YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date, brackets nested too deep
         raise SpecError(f"{path}: this is no YAML: {' '.join(str(error).split())}") from None

@@ -11,7 +11,7 @@ from cortex_dask.cli.exits import interruptible
 from cortex_dask.cli.show import finish, json_text, progress_display, warning
 
 if TYPE_CHECKING:
-    from cortex_dask.client import Client, Options
+    from cortex_dask.spec import ResolvedJob
 
 __all__ = ["submit"]
 
@@ -26,6 +26,9 @@ _FORMATS = click.Choice(["auto", "parquet", "json"])
     "--input", "inputs", multiple=True, metavar="URL", help="A file, directory or glob; may be given several times."
 )
 @click.option("--output", metavar="URL", help="The output directory.")
+@click.option(
+    "--job", metavar="FILE", help="A submission in JSON or YAML, - for standard input; other options go over it."
+)
 @click.option("--workers", type=int, metavar="N", help="Handler processes that run at the same time.")
 @click.option("--batch-size", type=int, metavar="N", help="Rows in a batch.")
 @click.option("--batch-format", type=_BATCH_FORMATS, help="What the handler gets; pandas by default.")
@@ -76,7 +79,8 @@ def submit(
 ) -> None:
     """Run a job and wait for it.
 
-    TARGET is a project directory or its cortex.yaml.
+    TARGET is a project directory or its cortex.yaml. The input is --input, or what the file of --job says: one of
+    dataset, item_list, file_path_lister and delimited_files.
 
     Ctrl-C (or SIGTERM) stops the job in good order: what is finished is kept, and the job can be resumed. A second one
     kills it.
@@ -97,27 +101,18 @@ def submit(
     from cortex_dask.client import Client
 
     client = Client(env)
-    source = list(inputs) or None
-    if dry_run or sample is not None:
-        _look(client, target, source, output, given, sample, shown_as)  # type: ignore[arg-type]  # click has made the keys
+    resolved = client.resolve(target, list(inputs) or None, output, given)  # type: ignore[arg-type]  # click has made the keys
+    if sample is not None or dry_run or resolved.dry_run:
+        _look(resolved, sample, shown_as)
         return
     display = progress_display(shown_as, env)
     with interruptible():
-        job = client.begin(target, source, output, cluster=cluster, options=given, display=display, warn=warning)  # type: ignore[arg-type]  # as above
+        job = client.begin(resolved, cluster=cluster, display=display, warn=warning)
         finish(job, display, shown_as)
 
 
-def _look(
-    client: Client,
-    target: str,
-    source: list[str] | None,
-    output: str | None,
-    given: Options,
-    count: int | None,
-    shown_as: str,
-) -> None:
+def _look(resolved: ResolvedJob, count: int | None, shown_as: str) -> None:
     from cortex_dask import sample
 
-    resolved = client.resolve(target, source, output, given)
     report = sample.dry_run(resolved) if count is None else sample.run_sample(resolved, count)
     click.echo(json_text(report.to_json()) if shown_as == "json" else report.to_text())

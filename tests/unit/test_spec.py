@@ -601,17 +601,28 @@ def test_no_input(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"item_list": {"items": [1, {"a": 2}], "batch_size": 1}}, "item_list: this input kind is not supported yet"),
-        ({"item_list": {"items": [1]}, "batch_size": 1}, "item_list: this input kind is not supported yet"),
+        (
+            {"item_list": {"items": [1, {"a": float("nan")}], "batch_size": 1}},
+            "item_list.items[1].a: found the number nan; allowed are JSON values",
+        ),
+        ({"item_list": {"items": [1]}, "input": "in"}, "found the input kinds dataset and item_list; exactly one"),
+        (
+            {"item_list": {"items": [1]}, "columns": ["a"]},
+            "columns: only a dataset has this key, and the input is item_",
+        ),
         ({"item_list": {"items": []}}, "item_list.items: found []; allowed is a list of at least one JSON value"),
         ({"item_list": {"items": [1]}}, "item_list.batch_size: is missing"),
         (
-            {"file_path_lister": {"s3_paths": ["s3://b/x"], "includes": ["**.jpg"], "batch_size": 1}},
-            "file_path_lister: this input",
+            {"file_path_lister": {"s3_paths": ["s3://b/x"], "includes": ["**.jpg", "[a"], "batch_size": 1}},
+            "file_path_lister.includes[1]: the pattern '[a' has a [ at character 1 that no ] closes; write \\[",
         ),
         (
-            {"delimited_files": {"paths": "s3://b/x", "batch_size": 1}},
-            "delimited_files: this input kind is not supported yet",
+            {"file_path_lister": {"s3_paths": "a", "batch_size": 1}, "output": {"path": "o", "keep": True}},
+            "output.keep: the samples are paths, which have no columns to keep",
+        ),
+        (
+            {"item_list": {"items": [{"a": 1}, 2], "batch_size": 1}, "output": {"path": "o", "keep": ["a"]}},
+            "output.keep: the items are not all mappings",
         ),
         ({"delimited_files": {"batch_size": 1}}, "delimited_files.s3_paths: is missing"),
         ({"delimited_files": {"s3_paths": "a", "paths": "b"}}, "delimited_files: paths and s3_paths mean the same"),
