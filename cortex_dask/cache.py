@@ -1,4 +1,4 @@
-"""The cache folder of a host, and what lies in it, projects and models: each once, for all jobs and slots.
+"""The cache folder of a host, and what lies in it: projects, models and interpreters, each once for all jobs and slots.
 
 The handler process imports this module, so it needs the standard library only (and PyYAML, where Dask's configuration
 names the folder).
@@ -27,14 +27,15 @@ from typing import Any
 
 from cortex_dask.errors import ProjectError
 
-__all__ = ["cache_root", "hold", "prune", "unpack"]
+__all__ = ["cache_root", "hold", "hold_in_place", "prune", "unpack"]
 
 #: The environment variable and the key of Dask's configuration that name the folder.
 _VARIABLE = "DASK_CORTEX_DASK__CACHE"
 _SECTIONS = ("cortex-dask", "cortex_dask")  # Dask takes both spellings of a key
 
 #: What the cache holds: folders of folders.
-_KINDS = ("projects", "models")
+_KINDS = ("projects", "models", "interpreters")
+_LOCK_POLL = 0.05  # seconds between two tries to lock what another process is filling
 #: What no process has used for so long is removed (see :func:`prune`).
 _UNUSED_DAYS = 14.0
 
@@ -173,8 +174,53 @@ def hold(kind: str, key: str, fill: Callable[[Path], None], root: str | None = N
     return str(target)
 
 
+def hold_in_place(
+    kind: str,
+    key: str,
+    fill: Callable[[Path, int], None],
+    is_whole: Callable[[Path], bool],
+    check: Callable[[], None],
+    root: str | None = None,
+) -> str:
+    """Return the folder of that kind and key, as :func:`hold` does, for content that cannot be moved.
+
+    Parameters
+    ----------
+    kind, key, root
+        As for :func:`hold`.
+    fill : callable
+        Makes the folder under its final name. Also given the descriptor of the lock: a program that inherits it keeps
+        others away until it ends, even if this process is killed.
+    is_whole : callable
+        Whether the folder was filled to the end. One that was not is removed first.
+    check : callable
+        Called again and again while another process is at work on the folder; it raises to give up.
+    """
+    place = _private_folder(Path(root or cache_root())) / kind
+    place.mkdir(mode=0o700, exist_ok=True)
+    target = place / key
+    _use(place, key)
+    with (place / f"{key}.lock").open("ab") as lock:
+        while not is_whole(target):
+            check()
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_LOCK_POLL)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            if not is_whole(target):  # it may have been finished between the look and the lock
+                if target.exists():
+                    shutil.rmtree(target)
+                fill(target, lock.fileno())
+                prune(str(place.parent))
+            break
+    return str(target)
+
+
 def prune(root: str | None = None, *, unused_days: float = _UNUSED_DAYS) -> list[str]:
-    """Remove the projects and models that no process uses and none has used for some time.
+    """Remove the projects, models and interpreters that no process uses and none has used for some time.
 
     Parameters
     ----------

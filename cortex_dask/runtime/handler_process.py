@@ -72,6 +72,8 @@ class HandlerProcess:
         For its log lines.
     batch_id : callable
         Turns the index of a batch of the running split into its id, for native output.
+    executable : str, optional
+        The Python that it runs in; default: this process' own.
 
     Attributes
     ----------
@@ -85,6 +87,7 @@ class HandlerProcess:
         chunks: LogChunks,
         labels: dict[str, str],
         batch_id: Callable[[int], str | None],
+        executable: str | None = None,
     ) -> None:
         self._chunks = chunks
         self._labels = labels
@@ -101,9 +104,10 @@ class HandlerProcess:
         self._looking = threading.Lock()
         events, events_there = os.pipe()
         lifeline_there, self._lifeline = os.pipe()
+        arguments = (_ROOT, str(events_there), str(cell), str(lifeline_there))
         try:
             self._popen = subprocess.Popen(
-                [sys.executable, "-c", _BOOTSTRAP, _ROOT, str(events_there), str(cell), str(lifeline_there)],
+                [executable or sys.executable, "-c", _BOOTSTRAP, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -13,9 +13,10 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+from cortex_dask.errors import CortexDaskError
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import batch_id
@@ -23,11 +24,15 @@ from cortex_dask.runtime import surroundings
 from cortex_dask.runtime.handler_process import HandlerProcess, slot_environment
 from cortex_dask.runtime.log_chunks import LogChunks
 
-__all__ = ["JobSlots", "Slot", "close_job", "lease", "prestart", "stop_job"]
+if TYPE_CHECKING:
+    from cortex_dask.runtime.interpreters import Interpreter
+
+__all__ = ["JobSlots", "NoProcessError", "Slot", "close_job", "lease", "prestart", "stop_job"]
 
 _STOP_POLL = 1.0  # seconds between two looks at control/stop.json
 _STOP_GRACE = 1.5  # seconds between SIGTERM and SIGKILL: everything has to end within five
 _CLOSE_GRACE = 2.0
+_INSTALL_GRACE = 3.0  # seconds that programs which install dependencies are given to end
 _UNUSED = 300.0  # seconds after which the processes of a job that nobody uses are ended
 
 _jobs: dict[str, JobSlots] = {}
@@ -93,6 +98,10 @@ def _close_all() -> None:
         job.close(grace=0.5)
 
 
+class NoProcessError(Exception):
+    """The job was stopped or closed before the slot had a process."""
+
+
 class Slot:
     """One place for a handler process.
 
@@ -125,7 +134,15 @@ class Slot:
         return self._process
 
     def process(self) -> HandlerProcess:
-        """Return the slot's process, started if there is none, and told the plan as soon as there is one."""
+        """Return the slot's process, started if there is none, and told the plan as soon as there is one.
+
+        Raises
+        ------
+        NoProcessError
+            If the job was stopped or closed while its dependencies were installed.
+        CortexDaskError
+            If the project cannot be unpacked, or its dependencies cannot be installed.
+        """
         with self._lock:
             process = self._process
             # One that has died before it was looked at still has to say why.
@@ -146,9 +163,14 @@ class Slot:
         environment = slot_environment(
             os.environ, settings.handler.env, cpu=settings.compute.cpu, gpu=settings.compute.gpu, slot=self.number
         )
-        process = HandlerProcess(environment, self.job.chunks, self.labels, self._batch_id)
+        executable = None
+        if settings.handler.extra.get("dependencies"):
+            interpreter = self.job.interpreter(self, environment)
+            if interpreter is not None:
+                executable, environment = interpreter.executable, interpreter.environment(environment)
+        process = HandlerProcess(environment, self.job.chunks, self.labels, self._batch_id, executable)
         try:
-            directory = self.job.project_directory()
+            directory = self.job.project_directory()  # it starts meanwhile
         except BaseException:
             process.kill()
             raise
@@ -202,6 +224,10 @@ class JobSlots:
         self._changed = threading.Condition()
         self._reading = threading.RLock()
         self._watching = False
+        self._interpreter: Interpreter | None = None
+        self._interpreter_error: CortexDaskError | None = None
+        self._has_interpreter = False
+        self._installing = threading.Lock()
 
     # what is read once ------------------------------------------------------------------------------------------------
 
@@ -261,7 +287,39 @@ class JobSlots:
                 self._project = unpack(lambda: store.read(f"project/{digest}.tar.gz"), digest)
             return self._project
 
+    def interpreter(self, slot: Slot, environment: Mapping[str, str]) -> Interpreter | None:
+        """Return the interpreter with the project's dependencies, made by the slot that comes first.
+
+        None where the lists of dependencies are empty. What went wrong once is not tried again in this job.
+        """
+        from cortex_dask.runtime.interpreters import AbandonedError, Dependencies, obtain  # most projects have none
+
+        with self._installing:
+            if self._interpreter_error is not None:
+                raise self._interpreter_error
+            if not self._has_interpreter:
+                directory = self.project_directory()
+                digest = self.settings.handler.project
+                assert directory is not None
+                assert digest is not None
+                names: dict[str, str] = self.settings.handler.extra["dependencies"]
+                try:
+                    dependencies = Dependencies(directory, digest, **names)
+                    self._interpreter = obtain(dependencies, environment, slot.log, lambda: self._is_ending)
+                except AbandonedError:
+                    raise NoProcessError from None
+                except CortexDaskError as error:
+                    slot.log("ERROR", str(error))
+                    self._interpreter_error = error
+                    raise
+                self._has_interpreter = True
+            return self._interpreter
+
     # slots ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_ending(self) -> bool:
+        return self.closed or self.stopped is not None
 
     @property
     def is_over(self) -> bool:
@@ -293,7 +351,7 @@ class JobSlots:
             _ = self.chunks
             for number in range(count):
                 with self._changed:
-                    if self.closed or self.stopped is not None:
+                    if self._is_ending:
                         return
                     if number >= len(self._slots):
                         self._slots.append(Slot(self, number))
@@ -320,6 +378,8 @@ class JobSlots:
         processes = self._processes()
         for process in processes:
             process.close()
+        if self._installing.acquire(timeout=_INSTALL_GRACE):  # what installs ends by itself now
+            self._installing.release()
         deadline = time.monotonic() + grace
         for process in processes:
             if not process.gone.wait(max(deadline - time.monotonic(), 0)):
@@ -333,7 +393,7 @@ class JobSlots:
 
     def _end_if_over(self) -> None:
         """End processes that were started while the job was being closed or stopped."""
-        if self.closed or self.stopped is not None:
+        if self._is_ending:
             for process in self._processes():
                 process.kill()
 
@@ -351,7 +411,7 @@ class JobSlots:
         next_poll = time.monotonic()
         while True:
             with self._changed:
-                if self.closed or self.stopped is not None:
+                if self._is_ending:
                     return
                 busy = any(slot.leased for slot in self._slots)
                 now = time.monotonic()

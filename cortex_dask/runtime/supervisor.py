@@ -68,6 +68,8 @@ def run_completion(job_url: str, report: Report) -> Outcome:
     try:
         with slots.lease(job_url) as slot:
             return _complete(slot, report)
+    except slots.NoProcessError:
+        return Outcome("stopped", -1, message="the job was stopped")
     except (CortexDaskError, OSError) as error:
         return _cannot_run(error, -1)
 
@@ -115,6 +117,8 @@ class _Supervision:
                 if self._job.stopped is not None or self._job.closed:
                     return self._stopped()
                 attempt_id = uuid.uuid4().hex
+                if self._slot.current is None:
+                    self.say("initializing")  # it may take minutes, if dependencies are installed
                 process = self._slot.process()
                 ended = _Watch(self, process, attempt_id).run()
                 if isinstance(ended, Outcome):
@@ -125,6 +129,8 @@ class _Supervision:
                 outcome = self._learn(ended, process)
                 if outcome is not None:
                     return outcome
+        except slots.NoProcessError:
+            return self._stopped()
         finally:
             self._slot.origin = None
             process_now = self._slot.current
