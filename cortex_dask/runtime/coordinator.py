@@ -293,7 +293,6 @@ class Coordinator:
 
     def _fill_window(self) -> None:
         slots = max(self._cluster.slots(), 1)
-        self._board.slots(slots)
         # A little more than the slots, so that a slot that has just ended finds its next split waiting on its worker.
         window = slots + (slots + 3) // 4 if self._cluster.name != "inline" else 1
         while len(self._inflight) < min(window, self._election.window(window)):

@@ -45,6 +45,7 @@ def run_split(task: SplitTask, report: Report) -> Outcome:
         job = _job(task.job_url)
     except Exception as error:  # noqa: BLE001 - of the user's __init__; reported as a handler process would
         return _failed_start(error, number)
+    report({"type": "slot", "slot": "inline", "state": "running"})
     counted = _Count(report, number)
     attempt_id = uuid.uuid4().hex
     # What the user's keyboard interrupts is the caller, not a batch.

@@ -22,6 +22,7 @@ from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.runtime.metrics import describe
 from cortex_dask.runtime.tally import Tally
+from cortex_dask.runtime.workers import Workers
 
 __all__ = ["FINAL_STATUSES", "Pulse", "StatusBoard", "running_elsewhere"]
 
@@ -59,8 +60,7 @@ class StatusBoard:
         self.splits_total = 0
         self.undelivered = 0  # dead letters that could not be delivered where the submission says
         self._inflight: dict[int, dict[str, int]] = {}
-        self._slots: dict[str, str] = {}
-        self._slots_expected = settings.workers
+        self._workers = Workers(settings.workers)
         self._run_began = time.monotonic()
         self._batches_before = 0
         self._rows_before = 0
@@ -70,6 +70,7 @@ class StatusBoard:
         with self._lock:
             self.tally = tally
             self.splits_total = splits_total
+            self._workers.want(min(self._settings.workers, max(splits_total, 1)))
             self._run_began = time.monotonic()
             self._batches_before, self._rows_before = tally.batches, tally.rows_in
             self.status = "running"
@@ -85,16 +86,12 @@ class StatusBoard:
                     "failed_attempts": event.get("failed_attempts", 0),
                 }
             elif event["type"] == "slot":
-                self._slots[event["slot"]] = event["state"]
+                self._workers.report(event["slot"], event["state"])
 
     def split_ended(self, split: int) -> None:
         """Forget the progress of an attempt that has ended."""
         with self._lock:
             self._inflight.pop(split, None)
-
-    def slots(self, expected: int) -> None:
-        """Say how many slots the cluster has."""
-        self._slots_expected = expected
 
     def end(self, status: str, reason: str = "") -> None:
         """Say how the job ended."""
@@ -159,7 +156,7 @@ class StatusBoard:
                 "failed": (tally.failed_attempts if tally else 0) + sum(item["failed_attempts"] for item in live),
                 "avg_time_per_batch": tally.handle_seconds / handled if tally and handled else None,
             },
-            "worker_counts": self._worker_counts(final),
+            "worker_counts": self._workers.counts(self.status if final else None),
             "splits": {"total": self.splits_total, "done": tally.splits if tally else 0},
             "rows_in": rows_in,
             "rows_out": tally.rows_out if tally else 0,
@@ -178,19 +175,6 @@ class StatusBoard:
                 "heartbeat": time.time(),
             },
         }
-
-    def _worker_counts(self, final: bool) -> dict[str, int]:
-        counts = dict.fromkeys(("pending", "initializing", "running", "succeeded", "failed", "stalled"), 0)
-        for state in self._slots.values():
-            if final:
-                counts["failed" if state == "failed" else "succeeded"] += 1
-            elif state in ("initializing", "failed"):
-                counts[state] += 1
-            else:
-                counts["running"] += 1
-        if not final:
-            counts["pending"] = max(self._slots_expected - len(self._slots), 0)
-        return counts
 
 
 class Pulse:

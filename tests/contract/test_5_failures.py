@@ -1,4 +1,4 @@
-"""Contract 5, failures: attempts, dead-letter queues, ``on_job_complete``, the nine statuses and the status document."""
+"""Contract 5, failures: attempts, dead-letter queues, ``on_job_complete``, the nine statuses, the status document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from click.testing import CliRunner
 
 import cortex_dask as cx
 from cortex_dask.cli import main
-from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.job import Job
 from cortex_dask.runtime.coordinator import run_job
 from tests.sqs import Queue
@@ -178,7 +177,7 @@ class TestQueue:
         document = project.end(**given)
         assert (document["status"], document["undelivered"]) == ("completed with failures", 0)
         assert project.attempts()[20] == project.attempts()[40] == 3
-        ids = {first: identity for first, identity in project.lines("calls")}
+        ids = dict(project.lines("calls"))
         got = sorted(queue.receive(), key=lambda item: item["body"][0]["id"])
         assert [item["body"] for item in got] == [[{"id": n} for n in range(first, first + SIZE)] for first in (20, 40)]
         assert [(item["job_id"], item["api_name"], item["batch_id"], item["attempts"]) for item in got] == [
