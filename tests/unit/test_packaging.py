@@ -71,6 +71,7 @@ def test_every_import_of_the_package_is_declared() -> None:
         "IPython": "ipykernel",
         # brought along by a declared dependency, and of no use without it
         "numpy": "pandas",
+        "aiobotocore": "s3fs",
         "botocore": "s3fs",
         "tornado": "distributed",
     }
@@ -102,14 +103,15 @@ LAYERS = [
     # storage and data
     {"io"},
     # what users give: the handler, cortex.yaml, submissions, projects, environments
-    {"handler", "project", "api_spec", "submission", "target", "spec", "environments", "scaffold"},
+    {"handler", "project", "api_spec", "submission", "submission_file", "target", "spec", "environments", "scaffold", "apis"},
     # the engine, and what is read from a job directory
     {"runtime", "clusters", "job_logs", "job_output", "json_parts", "dead_letters", "progress"},
     # the handle on a job
-    {"background", "display", "job"},
-    {"client"},
+    {"background", "detached", "display", "job"},
+    # one environment's APIs and jobs; looking at a job before it is run
+    {"apis", "client", "sample"},
     # what users import or type
-    {"__init__", "__main__", "cli", "sample", "testing", "compat"},
+    {"__init__", "__main__", "cli", "testing", "compat"},
 ]
 
 
