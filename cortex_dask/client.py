@@ -6,13 +6,16 @@ The story of a submission: :func:`run` → :meth:`Client.begin` (resolve the sub
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
+from cortex_dask.api_client import ApiClient
 from cortex_dask.display import Display, SilentDisplay, choose
 from cortex_dask.errors import JobNotFoundError, SpecError
 from cortex_dask.io.job_directory import JobDirectory, jobs_prefix
@@ -21,6 +24,7 @@ from cortex_dask.job import Job
 
 if TYPE_CHECKING:
     from cortex_dask.clusters.base import Cluster
+    from cortex_dask.environments import Environment
     from cortex_dask.io.settings import JobSettings
     from cortex_dask.sample import DryRun
     from cortex_dask.spec import ResolvedJob
@@ -33,7 +37,7 @@ Output = str | Path | Mapping[str, Any]
 
 _READERS = 16  # concurrent reads of status documents: hides the latency of object stores
 #: Settings that two submissions of the same job may differ in.
-_INCIDENTAL = ("api_id", "created_time")
+_INCIDENTAL = ("api_id", "created_time", "environment")
 #: Settings whose values are the user's own and are never shown.
 _PRIVATE = ("config", "handler.env", "job_config")
 
@@ -83,8 +87,8 @@ def _spelt_out(function: _Function) -> _Function:
     return function
 
 
-class Client:
-    """The jobs of one environment.
+class Client(ApiClient):
+    """The APIs and jobs of one environment.
 
     ::
 
@@ -94,15 +98,17 @@ class Client:
 
     Parameters
     ----------
-    env : str, optional
-        The environment's name; None: the default one.
+    env : str or Environment, optional
+        The environment, or its name; None: the default one.
     """
 
-    def __init__(self, env: str | None = None) -> None:
-        from cortex_dask import environments
+    def __init__(self, env: str | Environment | None = None) -> None:
+        if env is None or isinstance(env, str):
+            from cortex_dask import environments
 
-        self.environment = environments.current(env)
-        self._flag = env
+            self.environment, self._flag = environments.current(env), env
+        else:
+            self.environment, self._flag = env, env.name
         self._store = Store(self.environment.store)
 
     def __repr__(self) -> str:
@@ -147,6 +153,29 @@ class Client:
             return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
         return self.begin(resolved, cluster=cluster, display=SilentDisplay())
 
+    @_spelt_out
+    def detach(
+        self,
+        target: Target,
+        input: Input | None = None,
+        output: Output | None = None,
+        *,
+        cluster: str | None = None,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Start a job in a process of its own, which goes on when this one ends, and return at once.
+
+        Takes what :func:`cortex_dask.submit` takes. :meth:`Job.stop` stops it, from anywhere.
+        """
+        resolved = self.resolve(target, input, output, options)
+        for warning in resolved.warnings:
+            _warn(warning)
+        job, is_new = self.create(resolved, cluster=cluster)
+        document = {} if is_new else job.describe()
+        if is_new or not (document["status"] in ("succeeded", "completed with failures") or job.is_live(document)):
+            job.start_detached()
+        return job
+
     def begin(
         self,
         resolved: ResolvedJob,
@@ -169,7 +198,16 @@ class Client:
         from cortex_dask import spec
 
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        return spec.resolve(target, input=source, output=output, **given)
+        return spec.resolve(self._deployed_target(target), input=source, output=output, **given)
+
+    def _deployed_target(self, target: Any) -> Any:
+        """Return the deployed API of this name, if there is one and no file or folder is called like that."""
+        if not isinstance(target, str) or os.sep in target or Path(target).expanduser().exists():
+            return target
+        try:
+            return self._deployed.target(target)
+        except JobNotFoundError:
+            return target  # what is wrong with it is said as of any path
 
     def create(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[Job, bool]:
         """Make the job directory.
@@ -184,7 +222,10 @@ class Client:
         SpecError
             If another submission has this job id.
         """
-        settings = resolved.settings
+        used = cluster if isinstance(cluster, str) and cluster != "inline" else self.environment.cluster
+        known = {"name": self.environment.name, "cluster": used}
+        settings = dataclasses.replace(resolved.settings, environment=known)
+        resolved = dataclasses.replace(resolved, settings=settings)
         job = self._handle(settings.api_name, settings.job_id, cluster)
         directory = JobDirectory(job.url)
         try:
@@ -200,10 +241,6 @@ class Client:
 
     # finding --------------------------------------------------------------------------------------------------------
 
-    def list_apis(self) -> list[str]:
-        """Return the names of the APIs that have jobs here."""
-        return sorted(self._store.children("jobs"))
-
     def list_jobs(self, api_name: str | None = None) -> list[Job]:
         """Return the jobs of one API, or of all, the newest first.
 
@@ -212,10 +249,10 @@ class Client:
         JobNotFoundError
             If the API has no jobs here.
         """
-        names = self.list_apis() if api_name is None else [api_name]
+        names = self._names() if api_name is None else [api_name]
         jobs = [self._handle(name, job_id) for name in names for job_id in self._ids(name)]
         if api_name is not None and not jobs:
-            known = ", ".join(self.list_apis()) or "none"
+            known = ", ".join(self._names()) or "none"
             raise JobNotFoundError(
                 f"there are no jobs of an API {api_name!r} in {self._store.url}; APIs with jobs there: {known}"
             )
@@ -269,6 +306,13 @@ class Client:
 
         for line in self.get_job(api_name, job_id).log_lines(follow=True):
             yield to_text(line)
+
+    def _names(self) -> list[str]:
+        """Return the names of the APIs that have jobs here, deployed or not."""
+        return sorted(self._store.children("jobs"))
+
+    def _jobs_of(self, api_name: str) -> list[Job]:
+        return self.list_jobs(api_name) if self._ids(api_name) else []
 
     def _ids(self, api_name: str) -> list[str]:
         return sorted(self._store.children(f"jobs/{api_name}"))

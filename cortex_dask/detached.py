@@ -56,12 +56,12 @@ def start(
     Raises
     ------
     SpecError
-        If the cluster is one that only this process has.
+        If the cluster is the calling thread.
     CortexDaskError
         If no process can be started.
     """
-    if not isinstance(cluster, str) or cluster == "inline":
-        raise SpecError("cluster: a job that runs on its own needs local or a scheduler's address, not an object")
+    if cluster == "inline":
+        raise SpecError("cluster: inline is the calling thread; a job that runs on its own needs local or an address")
     try:
         process = subprocess.Popen(
             [python or sys.executable, "-c", _BOOTSTRAP, _ROOT, job_url, cluster],

@@ -253,8 +253,13 @@ class Job:
         self.raise_unless_complete()
         return self
 
-    def stop(self) -> None:
+    def stop(self, *, reason: str = "stopped by a user") -> None:
         """Stop the job: running handlers end within seconds, what is finished is kept, and the job can be resumed.
+
+        Parameters
+        ----------
+        reason : str
+            What the status document says about it.
 
         Raises
         ------
@@ -265,7 +270,7 @@ class Job:
         deadline = time.monotonic() + _STOP_SECONDS
         while document["status"] not in FINAL_STATUSES or self.is_run_here:
             if not self.is_live(document):
-                ended = {**document, "status": "stopped", "status_reason": "stopped by a user", "end_time": _now()}
+                ended = {**document, "status": "stopped", "status_reason": reason, "end_time": _now()}
                 self._directory.write_json("status.json", ended)
                 return
             if time.monotonic() > deadline:
@@ -275,7 +280,7 @@ class Job:
                 )
             # Not only once: a coordinator that starts takes an old request back.
             if document["status"] not in FINAL_STATUSES and self._directory.stop_request() is None:
-                self._directory.request_stop("stopped", "stopped by a user")
+                self._directory.request_stop("stopped", reason)
             time.sleep(_POLL_SECONDS)
             document = self.describe()
 
@@ -321,6 +326,24 @@ class Job:
                 display.close()
             raise
         return self
+
+    def start_detached(self) -> None:
+        """Start a coordinator for the job in a process of its own, which goes on when this one ends.
+
+        From a handler process it is started as the handler's worker would start it, with nothing of the handler's.
+        """
+        from cortex_dask import detached
+        from cortex_dask.runtime import surroundings
+
+        if not isinstance(self._cluster, str):
+            raise InputError("cluster: a job that runs on its own needs local or a scheduler's address, not an object")
+        here = surroundings.current()
+        detached.start(
+            self.url,
+            cluster=self._cluster,
+            python=None if here is None else here.python,
+            variables=None if here is None else here.variables,
+        )
 
     def watch(self, display: Display, timeout: float | None = None) -> dict[str, Any]:
         """Show the job until it has ended, and return its last status document.

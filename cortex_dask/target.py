@@ -23,7 +23,16 @@ from cortex_dask.pickling import pickle_class
 from cortex_dask.submission import Submission
 from cortex_dask.wording import nearest, shown
 
-__all__ = ["CONFIG_FILES", "Target", "from_class", "from_class_spec", "from_path", "from_spec"]
+__all__ = [
+    "CONFIG_FILES",
+    "Target",
+    "find_api",
+    "from_archive",
+    "from_class",
+    "from_class_spec",
+    "from_path",
+    "from_spec",
+]
 
 #: What the configuration file of a project directory is called, the usual name first.
 CONFIG_FILES = ("cortex.yaml", "cortex.yml")
@@ -31,6 +40,7 @@ CONFIG_FILES = ("cortex.yaml", "cortex.yml")
 #: What the lists of dependencies are called where the configuration does not say.
 _DEPENDENCIES = {"pip": "requirements.txt", "conda": "conda-packages.txt", "shell": "dependencies.sh"}
 
+_KEPT = ("dependencies",)  # of a class: they belong to what it needs, not to its configuration
 _PICKLE_WARNING = 10 * 1024 * 1024
 
 
@@ -158,8 +168,63 @@ def from_path(target: object, api_name: str | None, name: str | None) -> Target:
             f"the target is a value of type {type(target).__name__}; allowed are a handler class (not an instance of "
             "it), a project directory, and its cortex.yaml"
         )
+    api, folder, config_file = find_api(target, api_name or name)
+    return from_spec(api, folder, config_file=config_file)
+
+
+def find_api(target: str | os.PathLike[str], name: str | None) -> tuple[ApiSpec, Path, str]:
+    """Return an API of a project directory, the directory, and the name of its configuration file.
+
+    Parameters
+    ----------
+    target : str or path
+        The project directory, or the configuration file in it.
+    name : str or None
+        Which API, where the file has several.
+
+    Raises
+    ------
+    SpecError
+        If there is no such file, or it cannot be used.
+    """
     file = _config_file(os.fspath(target))
-    return from_spec(_choose(load_apis(file), api_name or name, file), file.parent, config_file=file.name)
+    return _choose(load_apis(file), name, file), file.parent, file.name
+
+
+def from_archive(api: ApiSpec, before: Target) -> Target:
+    """Return what an API is with another configuration, on the project or the class that it has.
+
+    Parameters
+    ----------
+    api : ApiSpec
+        The new configuration.
+    before : Target
+        The API as it was.
+
+    Raises
+    ------
+    SpecError, ProjectError
+        If the configuration does not fit the project.
+    """
+    if before.pickled is None:
+        assert before.archive is not None
+        made = from_spec(api, Path(project.unpack(before.archive.data, before.archive.hash)))
+        return dataclasses.replace(made, folder=before.folder)
+    handler = dataclasses.replace(
+        before.handler,
+        type=api.handler.type,
+        env=dict(api.handler.env),
+        log_level=api.handler.log_level,
+        extra=_extra(api, set()) | {key: before.handler.extra[key] for key in _KEPT if key in before.handler.extra},
+    )
+    return dataclasses.replace(
+        before,
+        api_id=_api_id(_described(api) + before.pickled + (before.handler.project or "").encode()),
+        handler=handler,
+        config=api.handler.config,
+        compute=api.compute,
+        defaults=api.job,
+    )
 
 
 def from_spec(api: ApiSpec, folder: Path, *, config_file: str | None = None) -> Target:

@@ -87,6 +87,16 @@ def test_every_import_of_the_package_is_declared() -> None:
     assert {path: name for path, name in missing.items() if name != "_typeshed"} == {}
 
 
+def test_every_file_of_the_package_is_installed() -> None:
+    """A template or page that no pattern names works in a checkout and is missing after ``pip install``."""
+    patterns = pyproject()["tool"]["setuptools"]["package-data"]["cortex_dask"]
+    installed = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    files = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".pyo")}
+    assert files - installed == set()
+    folders = {path.parent for path in sources() if "template" not in path.parts}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
 def test_no_file_names_a_registry_and_no_lock_file_pins_one() -> None:
     """Where packages come from is the reader's to configure."""
     texts = [(ROOT / name).read_text() for name in ("pyproject.toml", "environment.yml", "Makefile", ".ci/run")]
@@ -103,13 +113,24 @@ LAYERS = [
     # storage and data
     {"io"},
     # what users give: the handler, cortex.yaml, submissions, projects, environments
-    {"handler", "project", "api_spec", "submission", "submission_file", "target", "spec", "environments", "scaffold", "apis"},
+    {
+        "handler",
+        "project",
+        "api_spec",
+        "submission",
+        "submission_file",
+        "target",
+        "spec",
+        "apis",
+        "environments",
+        "scaffold",
+    },
     # the engine, and what is read from a job directory
     {"runtime", "clusters", "job_logs", "job_output", "json_parts", "dead_letters", "progress"},
     # the handle on a job
     {"background", "detached", "display", "job"},
     # one environment's APIs and jobs; looking at a job before it is run
-    {"apis", "client", "sample"},
+    {"api_client", "client", "sample"},
     # what users import or type
     {"__init__", "__main__", "cli", "testing", "compat"},
 ]
