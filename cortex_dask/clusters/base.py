@@ -13,7 +13,17 @@ __all__ = ["Cluster", "Done", "Report", "WorkerLost"]
 
 
 class WorkerLost(Exception):  # noqa: N818 - named as the cause that users read in dead letters
-    """A split's worker vanished before it returned; its batches are not to blame."""
+    """A split's worker vanished before it returned; its batches are not to blame.
+
+    Attributes
+    ----------
+    workers : int
+        How many workers vanished under it: a scheduler may have tried it on several of its own accord.
+    """
+
+    def __init__(self, message: str, workers: int = 1) -> None:
+        super().__init__(message)
+        self.workers = workers
 
 
 Done = Callable[[Outcome | Exception], None]

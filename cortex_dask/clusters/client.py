@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cortex_dask.clusters.base import Cluster, Done, Report, WorkerLost
+from cortex_dask.errors import JobFailedError
 from cortex_dask.io.records import Outcome, SplitTask
 from cortex_dask.io.settings import JobSettings
 
@@ -53,9 +54,20 @@ class DaskCluster(Cluster):
         return self._client
 
     def slots(self) -> int:
-        """Return the number of worker threads, at most as many as the job asked for."""
+        """Return the number of worker threads, at most as many as the job asked for.
+
+        Raises
+        ------
+        JobFailedError
+            If the scheduler is gone and does not come back.
+        """
         if time.monotonic() - self._slots_seen > _SLOTS_REFRESH:
-            self._slots = sum(self.client.nthreads().values())
+            try:
+                self._slots = sum(self.client.nthreads().values())
+            except Exception as error:
+                # The client tries to reconnect for some time; what it raises meanwhile, and when it gives up, varies.
+                if self.client.status not in ("running", "connecting"):
+                    raise _scheduler_gone(error) from error
             self._slots_seen = time.monotonic()
         return min(self._slots, self._workers)
 
@@ -64,7 +76,12 @@ class DaskCluster(Cluster):
         # Tuple keys with one prefix keep the scheduler's own queueing at work; the attempt makes the key new, so that
         # an earlier attempt's result is never returned in its place.
         key = (f"split-{self._job_id}", task.split.number, task.attempt)
-        future = self.client.submit(run_split, task.to_json(), key=key, pure=False, retries=0)
+        try:
+            future = self.client.submit(run_split, task.to_json(), key=key, pure=False, retries=0)
+        except Exception as error:
+            if self.client.status in ("running", "connecting"):
+                raise
+            raise _scheduler_gone(error) from error
         with self._lock:
             self._futures.add(future)
         future.add_done_callback(lambda ended: self._ended(ended, done))
@@ -161,7 +178,12 @@ def _outcome(future: Future[Any]) -> Outcome | Exception:
     if future.status == "cancelled":
         return WorkerLost("the scheduler dropped the task: it was restarted, or the connection to it was lost")
     raised: Exception = future.exception()
-    return WorkerLost(_reason(raised)) if _is_loss(raised) else raised
+    # the scheduler's own attempts: it sends a task whose worker has died to another one, some times
+    return WorkerLost(_reason(raised), getattr(raised, "allowed_failures", 0) + 1) if _is_loss(raised) else raised
+
+
+def _scheduler_gone(error: Exception) -> JobFailedError:
+    return JobFailedError(f"the connection to the Dask scheduler was lost and did not come back ({_reason(error)})")
 
 
 def _is_loss(error: BaseException) -> bool:

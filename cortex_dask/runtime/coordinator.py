@@ -37,6 +37,8 @@ __all__ = ["Coordinator", "retry_failed", "run_job"]
 #: How often a split may lose its worker before its batches are given up. A vanished host is not the batch's fault, so
 #: this is larger than ``max_attempts``; it is finite so that a batch that takes whole hosts down cannot do so for ever.
 WORKER_LOST_BUDGET = 10
+#: After so many, a split is run alone: if it is the one that takes workers down, no other split is on them.
+SUSPICIOUS = 3
 #: How often a split is sent again because a store failed (each time after the store's own retries).
 STORAGE_BUDGET = 5
 _STORAGE_DELAY = 1.0  # seconds before the first of those, doubled each time
@@ -133,6 +135,8 @@ class Coordinator:
         self._inflight: dict[int, Split] = {}
         self._tries: dict[int, int] = {}  # how often a split has been sent; only of those sent more than once
         self._lost: dict[int, int] = {}
+        self._suspects: list[Split] = []
+        self._alone = -1  # the last suspect that was sent
         self._storage_faults: dict[int, int] = {}
         self._retries: dict[int, Split] = {}
         self._counted = 0  # splits whose records have been added up
@@ -293,6 +297,11 @@ class Coordinator:
 
     def _fill_window(self) -> None:
         slots = max(self._cluster.slots(), 1)
+        if self._suspects or self._alone in self._inflight:
+            if not self._inflight:
+                self._alone = self._suspects[0].number
+                self._send(self._suspects.pop(0))
+            return
         # A little more than the slots, so that a slot that has just ended finds its next split waiting on its worker.
         window = slots + (slots + 3) // 4 if self._cluster.name != "inline" else 1
         while len(self._inflight) < min(window, self._election.window(window)):
@@ -382,9 +391,11 @@ class Coordinator:
 
         if not isinstance(error, WorkerLost):
             raise _Ended("worker error", f"split {split.number} could not be run: {type(error).__name__}: {error}")
-        lost = self._lost[split.number] = self._lost.get(split.number, 0) + 1
-        if lost < WORKER_LOST_BUDGET:
+        lost = self._lost[split.number] = self._lost.get(split.number, 0) + error.workers
+        if lost < SUSPICIOUS:
             self._source.put_back(split)
+        elif lost < WORKER_LOST_BUDGET:
+            self._suspects.append(split)
         else:
             from cortex_dask.runtime.abandon import abandon_split  # brings the readers, which are not needed otherwise
 
