@@ -249,6 +249,7 @@ class Coordinator:
         self._source = SplitSource(splits, self._ledger.__contains__)
         schema = None if output is None else (self._job.schema() or self._declared_schema())
         self._election = SchemaElection(schema, needed=output is not None, is_done=self._ledger.__contains__)
+        self._failed_before = self._tally.failed_batches
         self._board.begin(self._tally, header.splits)
         self._committer = Committer(
             self._job,
@@ -417,7 +418,9 @@ class Coordinator:
         allowed = self._settings.limits.max_failed_batches
         if allowed is not None:
             bound = allowed if allowed >= 1 or allowed == 0 else allowed * self._tally.total_batches
-            if self._tally.failed_batches > bound:
+            # Whoever goes on with a job that was stopped for its failures has seen them: from then on, new ones count.
+            seen = self._failed_before if self._failed_before > bound else 0
+            if self._tally.failed_batches - seen > bound:
                 raise _Ended(
                     "worker error",
                     f"stopped early: {self._tally.failed_batches} batches failed for good, "
