@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import time
@@ -113,13 +114,16 @@ class FaultyHandler:
     ``marks``: a local folder. ``fault``: a key of :data:`FAULTS`, or one of the answers in ``handle_batch``. ``bad``:
     the ids that it strikes. ``times``: how often it strikes each of them; None: always. ``until``: a file in the folder
     of marks whose existence ends the fault. ``gate``: no batch is finished before this file exists in the folder of
-    marks. ``seconds``: what a batch takes.
+    marks. ``seconds``: what a batch takes. ``largest_file``: bytes that a file may have that this process writes.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = config
         self._marks = Path(config["marks"])
         self._bad = frozenset(config.get("bad", ()))
+        self._table([0])  # what Arrow imports for the first table is no part of a batch's time
+        if "largest_file" in config and not (self._marks / config["until"]).exists():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (config["largest_file"], resource.RLIM_INFINITY))
 
     def handle_batch(self, payload: Any, batch_id: str) -> Any:
         ids = payload["id"].to_pylist() if isinstance(payload, pa.Table) else [row["id"] for row in payload]
@@ -132,12 +136,15 @@ class FaultyHandler:
         fault = self._config.get("fault")
         if struck and fault in FAULTS:
             FAULTS[fault](len(ids))
-        table = pa.table({"id": pa.array(ids, pa.int64()), "answer": pa.array(map(answer, ids), pa.int64())})
+        table = self._table(ids)
         if struck and fault == "a row too few":
             return table.slice(1)
         if struck and fault == "another type":
             return table.set_column(1, "answer", pa.array(["many"] * len(ids)))
         return table
+
+    def _table(self, ids: list[int]) -> pa.Table:
+        return pa.table({"id": pa.array(ids, pa.int64()), "answer": pa.array(map(answer, ids), pa.int64())})
 
     def on_job_complete(self) -> None:
         self._log("complete")

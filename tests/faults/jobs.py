@@ -25,7 +25,7 @@ from cortex_dask.io.store import Store
 from cortex_dask.job import Job
 from tests.faults.handlers import FaultyHandler
 
-__all__ = ["BATCH", "GROUP", "ROOT", "Call", "FaultJob", "make_input", "make_job", "until"]
+__all__ = ["BATCH", "GROUP", "ROOT", "Call", "FaultJob", "lives", "make_input", "make_job", "until"]
 
 ROOT = str(Path(__file__).parents[2])
 FILES, ROWS, GROUP, BATCH = 4, 500, 250, 50
@@ -145,10 +145,11 @@ class FaultJob:
 
     def handlers_gone(self) -> bool:
         """Whether no process that has handled a batch is left."""
-        return not any(map(_lives, {call.pid for call in self.calls()}))
+        return not any(map(lives, {call.pid for call in self.calls()}))
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

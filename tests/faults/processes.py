@@ -22,7 +22,7 @@ import psutil
 
 from tests.faults.jobs import FaultJob, until
 
-__all__ = ["Child", "Coordinator", "Moment", "dask_host"]
+__all__ = ["Child", "Coordinator", "DaskHost", "Moment", "dask_host"]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["distributed", "cortex_dask.runtime.coordinator", "tests.faults.preload"])
@@ -118,15 +118,25 @@ class Coordinator(Child):
         When a signal hits it.
     retry : bool
         Whether it handles the dead letters again.
+    patience : float, optional
+        Seconds that it tries to reach a scheduler that does not answer; None: as long as it does usually.
     **how
         For :func:`~cortex_dask.runtime.coordinator.run_job`.
     """
 
     _numbers = iter(range(1_000_000))
 
-    def __init__(self, job: FaultJob, moment: Moment | None = None, *, retry: bool = False, **how: Any) -> None:
+    def __init__(
+        self,
+        job: FaultJob,
+        moment: Moment | None = None,
+        *,
+        retry: bool = False,
+        patience: float | None = None,
+        **how: Any,
+    ) -> None:
         log = job.marks / f"coordinator-{next(self._numbers)}.log"
-        super().__init__(_coordinate, job.url, moment, retry, {"cluster": job.cluster, **how}, log=log)
+        super().__init__(_coordinate, job.url, moment, retry, patience, {"cluster": job.cluster, **how}, log=log)
 
 
 def _run(environment: dict[str, str], log: str, function: Callable[..., None], arguments: Sequence[Any]) -> None:
@@ -142,9 +152,12 @@ def _run(environment: dict[str, str], log: str, function: Callable[..., None], a
         raise
 
 
-def _coordinate(job_url: str, moment: Moment | None, retry: bool, how: dict[str, Any]) -> None:
+def _coordinate(job_url: str, moment: Moment | None, retry: bool, patience: float | None, how: dict[str, Any]) -> None:
+    from cortex_dask.clusters import address
     from cortex_dask.runtime.coordinator import retry_failed, run_job
 
+    if patience is not None:
+        address._CONNECT_SECONDS = patience
     if moment is not None:
         _arm(moment)
     document = (retry_failed if retry else run_job)(job_url, **how)
@@ -223,22 +236,22 @@ def _worker(address: str, folder: str, threads: int) -> None:
 
 
 class DaskHost:
-    """A scheduler and workers, each a process; workers that die are replaced, as a nanny or a controller of pods does."""
+    """A scheduler and workers, each a process; workers that die are replaced, as by a nanny."""
 
     def __init__(self, folder: Path, workers: int, threads: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._threads = threads
-        self._wanted = workers
         self._over = threading.Event()
         self.scheduler = Child(_scheduler, str(folder / "address"), log=folder / "scheduler.log")
         self.address = until(lambda: _text(folder / "address"), "the scheduler's address")
+        self.started = 0
         self.workers = [self._start() for _ in range(workers)]
-        self.started = workers
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
 
     def _start(self) -> Child:
+        self.started += 1
         return Child(_worker, self.address, str(self._folder), self._threads, log=self._folder / "workers.log")
 
     def _keep(self) -> None:
@@ -247,7 +260,12 @@ class DaskHost:
                 if not worker.alive and self.scheduler.alive:
                     worker.__exit__(None, None, None)
                     self.workers[place] = self._start()
-                    self.started += 1
+
+    def kill(self, pid: int) -> None:
+        """Kill one of the workers, perhaps dead already."""
+        assert pid in {worker.pid for worker in self.workers} or not psutil.pid_exists(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
         self._over.set()

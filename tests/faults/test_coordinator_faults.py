@@ -44,9 +44,9 @@ CHAINS = {
         Moment("create", "ledger/", count=2),
     ],
     "later commits": [
-        Moment("create", "ledger/", count=2, when="after"),
-        Moment("create", "ledger/", count=2, when="after"),
-        Moment("create", "ledger/", count=2, when="after"),
+        Moment("create", "ledger/", count=3, when="after"),
+        Moment("create", "ledger/", when="after"),
+        Moment("create", "ledger/", when="after"),
     ],
     "publishing": [
         Moment("publish", "part-"),
@@ -65,7 +65,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())
 def test_killed_and_resumed_and_killed_again(chain: list[Moment], new_job: Callable[..., FaultJob]) -> None:
-    job = new_job(fault="raise", bad=BAD, seconds=0.01)
+    job = new_job(files=8, fault="raise", bad=BAD, seconds=0.01)
 
     for moment in chain:
         with Coordinator(job, moment) as coordinator:

@@ -117,7 +117,7 @@ def test_fault(fault: Fault, new_job: Callable[..., FaultJob]) -> None:
 
 def test_a_hang_that_ends_when_asked_where_it_hangs_harms_no_bystander(local_job: Callable[..., FaultJob]) -> None:
     # The signal that asks ends the wait; until it is killed, the process goes on with the next batches.
-    job = local_job(fault="hang until a signal comes", bad=BAD, seconds=0.05, limits=LimitSettings(batch_timeout=0.4))
+    job = local_job(fault="hang until a signal comes", bad=BAD, seconds=0.05, limits=LimitSettings(batch_timeout=1))
 
     job.run()
 
