@@ -22,7 +22,7 @@ from cortex_dask.io.records import Cause, Outcome, SplitRecord, SplitTask
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import batch_id
 from cortex_dask.io.store import Store
-from cortex_dask.runtime import slots
+from cortex_dask.runtime import exposition, slots
 from cortex_dask.runtime.failures import Verdict, one_line
 from cortex_dask.runtime.handler_process import HandlerProcess, describe_exit
 from cortex_dask.runtime.history import SplitHistory
@@ -220,6 +220,7 @@ class _Supervision:
                 "finished": time.time(),
             }
         )
+        exposition.feed(self._settings, record.extra.get("metrics", ()))
         return Outcome("done", self._split.number, record)
 
     def stopped(self) -> Outcome:
@@ -520,6 +521,7 @@ def _complete(slot: slots.Slot, report: Report) -> Outcome:
                 job.chunks.hasten()
                 if event["metrics"]:
                     report({"type": "metrics", "metrics": event["metrics"]})
+                    exposition.feed(job.settings, event["metrics"])
                 if event["message"]:
                     return Outcome("worker error", -1, message=event["message"])
                 with contextlib.suppress(OSError):  # the coordinator tries it as well
