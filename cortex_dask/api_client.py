@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ApiClient", "api_document"]
 
+_NAME = re.compile(r"[a-z0-9-]{1,63}")  # what may be one: nobody asks the store for an API "../x"
 _STOPPERS = 16  # jobs that are stopped at a time
 _MESSAGES = {"created": "created {}", "updated": "updated {}", "unchanged": "{} is up to date"}
 
@@ -199,6 +201,11 @@ class ApiClient:
             with ThreadPoolExecutor(min(_STOPPERS, len(running))) as pool:
                 for _ in pool.map(lambda job: job.stop(reason="its API was deleted"), running):
                     pass
+
+    def deployed_target(self, name: str) -> Target | None:
+        """Return what a submission to the API of this name needs; None if there is none."""
+        is_name = _NAME.fullmatch(name) is not None
+        return self._deployed.target(name) if is_name and self._deployed.find(name) is not None else None
 
     def api_spec(self, api_name: str, api_id: str) -> dict[str, Any]:
         """Return the configuration of a version of an API; only its name where it is not known any more."""

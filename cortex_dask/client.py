@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -198,16 +197,18 @@ class Client(ApiClient):
         from cortex_dask import spec
 
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        return spec.resolve(self._deployed_target(target), input=source, output=output, **given)
+        return spec.resolve(self._meant(target), input=source, output=output, **given)
 
-    def _deployed_target(self, target: Any) -> Any:
-        """Return the deployed API of this name, if there is one and no file or folder is called like that."""
-        if not isinstance(target, str) or os.sep in target or Path(target).expanduser().exists():
+    def _meant(self, target: Any) -> Any:
+        """Return the deployed API of this name, unless a project here is called like that."""
+        from cortex_dask.target import CONFIG_FILES
+
+        if not isinstance(target, str):
             return target
-        try:
-            return self._deployed.target(target)
-        except JobNotFoundError:
-            return target  # what is wrong with it is said as of any path
+        path = Path(target).expanduser()
+        if path.is_file() or any((path / name).is_file() for name in CONFIG_FILES):
+            return target
+        return self.deployed_target(target) or target  # what is wrong with it is said as of any path
 
     def create(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[Job, bool]:
         """Make the job directory.

@@ -293,7 +293,10 @@ def _config_file(target: str) -> Path:
     if not path.exists():
         near = nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else None
         hint = f"did you mean {path.parent / near}? " if near else ""
-        raise SpecError(f"the target {path} does not exist; {hint}a project directory or its cortex.yaml is needed")
+        raise SpecError(
+            f"the target {path} does not exist; {hint}a project directory, its cortex.yaml, or "
+            "the name of a deployed API is needed"
+        )
     if path.suffix == ".py":
         raise SpecError(f"the target {path} is Python code; give the project directory, or its cortex.yaml")
     return path.resolve()

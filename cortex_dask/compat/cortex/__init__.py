@@ -147,6 +147,8 @@ class Client:
             As for :func:`cortex_dask.submit`; the keys of a Cortex submission (``workers``, ``item_list``, ``config``
             …) are among them.
         """
+        if isinstance(target, str):
+            target = self._ours.deployed_target(target) or target  # a folder may have the same name
         return self._ours.detach(target, input, output, **options).describe()
 
     def get_job(self, api_name: str, job_id: str) -> dict[str, Any]:
