@@ -121,14 +121,17 @@ def survey(settings: JobSettings) -> Survey:
     else:
         files = _listed(settings, given, lambda: None)
         refuse_other_formats(files)
-        counted = {file.file.path: file for file in count_files(files, lambda: None)}
+        counted = {file.file.path: file for file in count_files(files, lambda: None) if file.samples}
         rows, size = sum(file.samples for file in counted.values()), sum(file.bytes for file in counted.values())
         listed = tuple((file, counted[file.path].samples if file.path in counted else 0) for file in files)
         if not rows:
             raise DatasetError(_empty(files))
         warnings = _large_batches(rows, size, settings)
-    per_split = _rows_per_split(rows, size, settings)
-    return Survey(listed, rows, size, -(-rows // per_split), -(-rows // batch_size), tuple(warnings))
+        per_split = _rows_per_split(rows, size, settings)
+        splits = sum(1 for _ in cut_pieces(counted.values(), per_split, batch_size, settings.workers))
+        return Survey(listed, rows, size, splits, -(-rows // batch_size), tuple(warnings))
+    splits = -(-rows // _rows_per_split(rows, size, settings))
+    return Survey(listed, rows, size, splits, -(-rows // batch_size), tuple(warnings))
 
 
 # files ----------------------------------------------------------------------------------------------------------------

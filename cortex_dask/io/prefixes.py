@@ -24,6 +24,7 @@ from cortex_dask.io.store import persist
 
 __all__ = ["list_prefixes"]
 
+_PAGE = 1000  # keys in a page, the most that S3 gives
 _HADOOP_FOLDER = "_$folder$"  # the end of the empty keys that Hadoop writes for folders
 
 
@@ -155,14 +156,14 @@ def _remote(prefix: str) -> Iterator[InputFile]:
 def _s3_keys(fs: Any, path: str, url: str) -> Iterator[dict[str, Any]]:
     """Yield the objects whose keys begin as ``path`` does, a page of a thousand at a time; S3 sorts them."""
     bucket, _, key = path.partition("/")
-    more: dict[str, str] = {}
+    asked: dict[str, Any] = {"Bucket": bucket, "Prefix": key, "MaxKeys": _PAGE}
     while True:
-        page = persist(lambda more=more: fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, **more), url)  # type: ignore[misc]
+        page = persist(lambda: fs.call_s3("list_objects_v2", **asked), url)
         for item in page.get("Contents", ()):
             yield {**item, "name": f"{bucket}/{item['Key']}", "size": item["Size"]}
         if not page.get("IsTruncated"):
             return
-        more = {"ContinuationToken": page["NextContinuationToken"]}
+        asked["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def _entries(fs: Any, path: str, url: str) -> Iterator[dict[str, Any]]:
