@@ -76,9 +76,14 @@ class Archive:
     warnings: tuple[str, ...] = ()
 
     @property
+    def by_size(self) -> tuple[ProjectFile, ...]:
+        """The files, the largest first."""
+        return tuple(sorted(self.files, key=lambda file: (-file.size, file.name)))
+
+    @property
     def largest(self) -> tuple[ProjectFile, ...]:
         """The ten largest files, the largest first."""
-        return tuple(sorted(self.files, key=lambda file: (-file.size, file.name))[:_LARGEST])
+        return self.by_size[:_LARGEST]
 
     def listing(self) -> str:
         """Return what is packed, and what was left out and why, as text for a terminal.

@@ -51,8 +51,9 @@ class DryRun:
     exact: bool  # False: batches and rows are estimates
     bytes: int
     output: str | None
-    project: tuple[tuple[str, int], ...]  # packed files and their sizes in bytes
+    project: tuple[tuple[str, int], ...]  # packed files and their sizes in bytes, the largest first
     warnings: tuple[str, ...]
+    ignored: tuple[tuple[str, str], ...] = ()  # what is not packed, and why
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -84,6 +85,8 @@ class DryRun:
                 "project files (path, size)",
                 *_table([(name, size(length)) for name, length in self.project]),
             ]
+        if self.ignored:
+            lines += ["", "left out of the project (path, reason)", *_table(self.ignored)]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join([*lines, "", "Nothing was run and nothing was written."])
 
@@ -146,7 +149,8 @@ def dry_run(resolved: ResolvedJob) -> DryRun:
     return replace(
         report,
         output=None if settings.output is None else settings.output.url,
-        project=() if archive is None else tuple((file.name, file.size) for file in archive.files),
+        project=() if archive is None else tuple((file.name, file.size) for file in archive.by_size),
+        ignored=() if archive is None else tuple((entry.name, entry.reason) for entry in archive.ignored),
         warnings=(*report.warnings, *_output_warnings(settings.output), *resolved.warnings),
     )
 
