@@ -69,11 +69,13 @@ class ApiClient:
             If the configuration, the project or the handler cannot be used.
         """
         from cortex_dask.api_spec import parse_api
-        from cortex_dask.target import find_api, from_spec
+        from cortex_dask.target import find_apis, from_spec
 
         if not isinstance(api_spec, Mapping):
-            api, folder, config_file = find_api(api_spec, None)
-            return self.deploy_target(api, from_spec(api, folder, config_file=config_file))
+            file, apis = find_apis(api_spec)
+            if len(apis) > 1:
+                raise SpecError(f"{file} has {len(apis)} APIs; give the one to deploy as a mapping, with project_dir")
+            return self.deploy_target(apis[0], from_spec(apis[0], file.parent, config_file=file.name))
         if project_dir is None:
             raise SpecError("project_dir: is missing; name the folder that holds the file handler.path")
         api = parse_api(api_spec)

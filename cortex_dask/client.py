@@ -167,13 +167,9 @@ class Client(ApiClient):
         Takes what :func:`cortex_dask.submit` takes. :meth:`Job.stop` stops it, from anywhere.
         """
         resolved = self.resolve(target, input, output, options)
-        for warning in resolved.warnings:
-            _warn(warning)
-        job, is_new = self.create(resolved, cluster=cluster)
-        document = {} if is_new else job.describe()
-        if is_new or not (document["status"] in ("succeeded", "completed with failures") or job.is_live(document)):
-            job.start_detached()
-        return job
+        if resolved.dry_run:
+            return _dry_run(resolved)  # type: ignore[return-value]  # as above
+        return self.begin(resolved, cluster=cluster, display=SilentDisplay(), detach=True)
 
     def begin(
         self,
@@ -182,14 +178,21 @@ class Client(ApiClient):
         cluster: str | Cluster | None,
         display: Display,
         warn: Callable[[str], None] | None = None,
+        detach: bool = False,
     ) -> Job:
-        """Make the job, or find it, and start its coordinator in this process unless it is complete or runs already."""
+        """Make the job, or find it, and start its coordinator unless it is complete or runs already.
+
+        The coordinator runs in this process, or with ``detach`` in one of its own.
+        """
         for warning in resolved.warnings:
             (warn or _warn)(warning)
         job, is_new = self.create(resolved, cluster=cluster)
         document = {} if is_new else job.describe()
         if is_new or not (document["status"] in ("succeeded", "completed with failures") or job.is_live(document)):
-            job.start(display=display)
+            if detach:
+                job.start_detached()
+            else:
+                job.start(display=display)
         return job
 
     def resolve(self, target: Target, source: Input | None, output: Output | None, options: Options) -> ResolvedJob:

@@ -26,7 +26,7 @@ from cortex_dask.wording import nearest, shown
 __all__ = [
     "CONFIG_FILES",
     "Target",
-    "find_api",
+    "find_apis",
     "from_archive",
     "from_class",
     "from_class_spec",
@@ -168,19 +168,17 @@ def from_path(target: object, api_name: str | None, name: str | None) -> Target:
             f"the target is a value of type {type(target).__name__}; allowed are a handler class (not an instance of "
             "it), a project directory, and its cortex.yaml"
         )
-    api, folder, config_file = find_api(target, api_name or name)
-    return from_spec(api, folder, config_file=config_file)
+    file, apis = find_apis(target)
+    return from_spec(_choose(apis, api_name or name, file), file.parent, config_file=file.name)
 
 
-def find_api(target: str | os.PathLike[str], name: str | None) -> tuple[ApiSpec, Path, str]:
-    """Return an API of a project directory, the directory, and the name of its configuration file.
+def find_apis(target: str | os.PathLike[str]) -> tuple[Path, list[ApiSpec]]:
+    """Return the configuration file of a project directory, and the APIs in it.
 
     Parameters
     ----------
     target : str or path
         The project directory, or the configuration file in it.
-    name : str or None
-        Which API, where the file has several.
 
     Raises
     ------
@@ -188,7 +186,7 @@ def find_api(target: str | os.PathLike[str], name: str | None) -> tuple[ApiSpec,
         If there is no such file, or it cannot be used.
     """
     file = _config_file(os.fspath(target))
-    return _choose(load_apis(file), name, file), file.parent, file.name
+    return file, load_apis(file)
 
 
 def from_archive(api: ApiSpec, before: Target) -> Target:

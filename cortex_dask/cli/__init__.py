@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import click
 
+from cortex_dask.cli.apis import delete, deploy
+from cortex_dask.cli.environment import env
 from cortex_dask.cli.exits import Commands
 from cortex_dask.cli.jobs import get, logs, resume, retry, stop
 from cortex_dask.cli.setup import completion, init, version
@@ -26,5 +28,5 @@ def main() -> None:
     """Batch processing on Dask: map a Handler over a dataset, every row exactly once."""
 
 
-for _command in (init, submit, get, logs, stop, resume, retry, version, completion):
+for _command in (init, deploy, submit, get, logs, stop, resume, retry, delete, env, version, completion):
     main.add_command(_command)

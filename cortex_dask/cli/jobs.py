@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cortex_dask.cli import options
+from cortex_dask.cli.apis import api_summary, api_table, masked
 from cortex_dask.cli.exits import interruptible
 from cortex_dask.cli.show import finish, job_table, json_text, progress_display
 
@@ -27,12 +28,13 @@ _WATCH_SECONDS = 2.0
 @click.option(
     "-w", "--watch", is_flag=True, help="Show again when something changes: one job until it ends, a list until Ctrl-C."
 )
+@click.option("-v", "--verbose", is_flag=True, help="Show configurations too; with -o json, APIs instead of jobs.")
 @options.environment
 @options.output_format
-def get(api: str | None, job_id: str | None, watch: bool, env: str | None, shown_as: str) -> None:
-    """Show all jobs, those of an API, or one job.
+def get(api: str | None, job_id: str | None, watch: bool, verbose: bool, env: str | None, shown_as: str) -> None:
+    """Show all APIs and jobs, an API and its jobs, or one job.
 
-    JOB is a job's id, the beginning of one, or "latest".
+    JOB is a job's id, the beginning of one, or "latest". With -o json: the status documents of jobs.
     """
     from cortex_dask.client import Client
 
@@ -42,27 +44,60 @@ def get(api: str | None, job_id: str | None, watch: bool, env: str | None, shown
         if watch:
             _watch_job(job, env, shown_as)
         else:
-            _show_job(job, env, shown_as)
+            _show_job(client, job, env, shown_as, verbose)
     elif watch:
-        _repeat(lambda: _list(client, api, shown_as))
+        _repeat(lambda: _list(client, api, shown_as, verbose))
     else:
-        click.echo(_list(client, api, shown_as))
+        click.echo(_list(client, api, shown_as, verbose))
 
 
-def _list(client: Client, api: str | None, shown_as: str) -> str:
-    documents = client.describe_jobs(api)
+def _list(client: Client, api: str | None, shown_as: str, verbose: bool) -> str:
+    if shown_as == "json" and not verbose:
+        return json_text([] if api is not None and _is_unused(client, api) else client.describe_jobs(api))
+    deployed = _deployed(client, api)
     if shown_as == "json":
-        return json_text(documents)
-    if not documents:
-        return f"No jobs in the environment {client.environment.name}. Submit one with: cortex-dask submit TARGET"
-    return job_table(documents)
+        return json_text([masked(document) for document in deployed])
+    if api is not None and deployed:
+        documents = deployed[0]["batch_job_statuses"]
+        parts = [api_summary(deployed[0], verbose=verbose)]
+        if not documents:
+            return f"{parts[0]}\n\nNo jobs yet. Submit one with: cortex-dask submit {api} --input URL --output URL"
+    else:
+        documents = client.describe_jobs(api)
+        parts = [api_table(deployed)] if deployed else []
+        if not documents and not deployed:
+            return f"No jobs in the environment {client.environment.name}. Submit one with: cortex-dask submit TARGET"
+    return "\n\n".join([*parts, *([job_table(documents)] if documents else [])])
 
 
-def _show_job(job: Job, env: str | None, shown_as: str) -> None:
+def _deployed(client: Client, api: str | None) -> list[dict[str, Any]]:
+    if api is None:
+        return client.list_apis()
+    return [client.get_api(api)] if client.deployed_target(api) is not None else []
+
+
+def _is_unused(client: Client, api: str) -> bool:
+    """Tell whether an API is deployed and has no jobs."""
+    deployed = _deployed(client, api)
+    return bool(deployed) and not deployed[0]["batch_job_statuses"]
+
+
+def _show_job(client: Client, job: Job, env: str | None, shown_as: str, verbose: bool) -> None:
     from cortex_dask.display import summary
 
     document = job.describe()
-    click.echo(json_text(document) if shown_as == "json" else summary(document, environment=env))
+    if not verbose:
+        click.echo(json_text(document) if shown_as == "json" else summary(document, environment=env))
+        return
+    spec = masked({"spec": client.api_spec(job.api_name, job.settings.api_id)})["spec"]
+    if shown_as == "json":
+        click.echo(json_text({"api_spec": spec, "job_status": document, "endpoint": job.url}))
+        return
+    import yaml
+
+    settings = {"config": job.settings.config, "limits": job.settings.to_json()["limits"], "api": spec}
+    click.echo(f"{summary(document, environment=env)}\n")
+    click.echo(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip())
 
 
 def _watch_job(job: Job, env: str | None, shown_as: str) -> None:

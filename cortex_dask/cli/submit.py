@@ -56,6 +56,7 @@ _FORMATS = click.Choice(["auto", "parquet", "json"])
 @click.option("--format", "input_format", type=_FORMATS, help="The input's format; by its names by default.")
 @options.environment
 @options.output_format
+@click.option("-d", "--detach", is_flag=True, help="Return at once; the job runs in a process of its own.")
 @click.option("--dry-run", is_flag=True, help="List files, splits, batches and bytes; run and write nothing.")
 @click.option(
     "--sample", type=click.IntRange(min=1), metavar="N", help="Run N batches here, show what comes out, write nothing."
@@ -73,13 +74,15 @@ def submit(
     input_format: str | None,
     env: str | None,
     shown_as: str,
+    detach: bool,
     dry_run: bool,
     sample: int | None,
     **plain: Any,
 ) -> None:
     """Run a job and wait for it.
 
-    TARGET is a project directory or its cortex.yaml. The input is --input, or what the file of --job says: one of
+    TARGET is a project directory, its cortex.yaml, or the name of a deployed API (a project directory of that name in
+    the working directory comes first). The input is --input, or what the file of --job says: one of
     dataset, item_list, file_path_lister and delimited_files.
 
     Ctrl-C (or SIGTERM) stops the job in good order: what is finished is kept, and the job can be resumed. A second one
@@ -99,11 +102,17 @@ def submit(
             "--dry-run and --sample exclude each other: the first runs nothing, the second runs some batches"
         )
     from cortex_dask.client import Client
+    from cortex_dask.display import SilentDisplay, summary
 
     client = Client(env)
     resolved = client.resolve(target, list(inputs) or None, output, given)  # type: ignore[arg-type]  # click has made the keys
     if sample is not None or dry_run or resolved.dry_run:
         _look(resolved, sample, shown_as)
+        return
+    if detach:
+        job = client.begin(resolved, cluster=cluster, display=SilentDisplay(), warn=warning, detach=True)
+        document = job.describe()
+        click.echo(json_text(document) if shown_as == "json" else summary(document, environment=env))
         return
     display = progress_display(shown_as, env)
     with interruptible():

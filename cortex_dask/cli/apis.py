@@ -1,0 +1,155 @@
+"""``cortex-dask deploy`` and ``delete``: APIs that jobs can be submitted to by name."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cortex_dask.cli import options
+from cortex_dask.cli.show import json_text, warning
+
+if TYPE_CHECKING:
+    from cortex_dask.project import Archive
+
+__all__ = ["api_summary", "api_table", "delete", "deploy", "masked"]
+
+_yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+@click.command()
+@click.argument("file", metavar="[FILE]", default=".")
+@click.option("--dry-run", is_flag=True, help="Check and pack everything, show what is packed, deploy nothing.")
+@_yes
+@options.environment
+@options.output_format
+def deploy(file: str, dry_run: bool, yes: bool, env: str | None, shown_as: str) -> None:
+    """Deploy the APIs of FILE, a cortex.yaml or the directory of one; the same again changes nothing.
+
+    Shows what is packed: how many files and bytes, the largest files, and what is left out and why. Jobs are submitted
+    to a deployed API by its name, from any machine that reaches the environment's store.
+    """
+    from cortex_dask.client import Client
+    from cortex_dask.target import find_apis, from_spec
+
+    client = Client(env)
+    path, apis = find_apis(file)
+    made = [(api, from_spec(api, path.parent, config_file=path.name)) for api in apis]
+    archive = made[0][1].archive  # the project is that of the file, so all its APIs have the same
+    assert archive is not None
+    if shown_as == "pretty":
+        click.echo(archive.listing())
+    for text in dict.fromkeys(item for _, target in made for item in target.warnings if item not in archive.warnings):
+        warning(text)
+    if dry_run:
+        if shown_as == "json":
+            click.echo(json_text({"project": _packed(archive), "apis": [api.name for api in apis]}))
+        return
+    if archive.warnings and not yes and sys.stdin.isatty():
+        click.confirm("Deploy it all the same?", abort=True, err=True)
+    results = [client.deploy_target(api, target) for api, target in made]
+    if shown_as == "json":
+        click.echo(json_text([{**masked(result), "project": _packed(archive)} for result in results]))
+        return
+    flag = f" -e {env}" if env else ""
+    for result in results:
+        spec = result["api"]["spec"]
+        click.echo(f"{result['message']}, version {spec['id']}")
+        click.echo(f"Submit a job with: cortex-dask submit {spec['name']}{flag} --input URL --output URL")
+
+
+def _packed(archive: Archive) -> dict[str, Any]:
+    return {
+        "hash": archive.hash,
+        "files": len(archive.files),
+        "bytes": archive.size,
+        "packed_bytes": len(archive.data),
+        "largest": [{"name": file.name, "bytes": file.size} for file in archive.largest],
+        "ignored": [{"name": entry.name, "reason": entry.reason} for entry in archive.ignored],
+        "warnings": list(archive.warnings),
+    }
+
+
+@click.command()
+@options.api_argument
+@click.argument("job_id", metavar="[JOB]", required=False)
+@click.option("--keep-cache", is_flag=True, help="Keep the packed versions in the store.")
+@_yes
+@options.environment
+def delete(api: str, job_id: str | None, keep_cache: bool, yes: bool, env: str | None) -> None:
+    """Delete a deployed API and stop its jobs; with JOB, only stop that job.
+
+    Jobs that have ended stay, with their logs and their output.
+    """
+    from cortex_dask.client import Client
+
+    client = Client(env)
+    if job_id is not None:
+        job = client.get_job(api, job_id)
+        job.stop()
+        click.echo(f"The job {job.job_id} of {api}: {job.status}")
+        return
+    client.get_api(api)
+    running = client.running_jobs(api)
+    if running and not yes:
+        _confirm(api, len(running))
+    client.delete(api, keep_cache)
+    stopped = f", and stopped {len(running)} job{'' if len(running) == 1 else 's'}" if running else ""
+    click.echo(f"deleted {api}{stopped}")
+
+
+def _confirm(api: str, count: int) -> None:
+    what = "1 job of it is running and is" if count == 1 else f"{count} jobs of it are running and are"
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{api} is not deleted: {what} to be stopped by that; say --yes if that is meant")
+    click.confirm(f"{what[0].upper()}{what[1:]} stopped by that. Delete {api}?", abort=True, err=True)
+
+
+def masked(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document of an API without the values of ``handler.env``: they may be secrets."""
+    if "api" in document:
+        return {**document, "api": masked(document["api"])}
+    handler = document["spec"].get("handler", {})
+    if not handler.get("env"):
+        return document
+    hidden = {**handler, "env": dict.fromkeys(handler["env"], "…")}
+    return {**document, "spec": {**document["spec"], "handler": hidden}}
+
+
+def api_table(documents: list[dict[str, Any]]) -> str:
+    """Return one line for each deployed API."""
+    from cortex_dask.progress import FINAL_STATUSES, moment
+
+    rows = [["API", "VERSION", "UPDATED", "JOBS", "RUNNING"]]
+    for document in documents:
+        statuses = [status["status"] for status in document["batch_job_statuses"]]
+        running = sum(status not in FINAL_STATUSES for status in statuses)
+        spec = document["spec"]
+        rows.append([spec["name"], spec["id"], moment(document["updated_time"]), str(len(statuses)), str(running)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def api_summary(document: dict[str, Any], *, verbose: bool) -> str:
+    """Return what is to be known of one deployed API, without its jobs."""
+    from cortex_dask.progress import moment
+
+    spec = masked(document)["spec"]
+    versions = document["api_versions"]
+    lines = [
+        f"api       {spec['name']} ({spec['kind']})",
+        f"version   {spec['id']}, deployed {moment(document['updated_time'])}",
+        f"place     {document['endpoint']}",
+    ]
+    shown = versions[1:] if verbose else versions[1:4]
+    lines += [f"before    {version['api_id']}, deployed {moment(version['last_updated'])}" for version in shown]
+    if len(versions) > 1 + len(shown):
+        lines.append(f"          and {len(versions) - 1 - len(shown)} older versions (-v shows them)")
+    if verbose:
+        import yaml
+
+        lines += ["", yaml.safe_dump(spec, sort_keys=False, allow_unicode=True).rstrip()]
+    return "\n".join(lines)
