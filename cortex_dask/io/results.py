@@ -100,6 +100,12 @@ def _kept(data: pa.Table | list[Any], keep: bool | tuple[str, ...]) -> dict[str,
                     f"it has {', '.join(map(repr, data.column_names))}"
                 )
         return {name: data.column(name) for name in names}
+    strange = next((type(record) for record in data if not isinstance(record, dict)), None)
+    if strange is not None:
+        raise ResultError(
+            f"output.keep: a sample is a value of type {strange.__name__}, which has no columns to keep: "
+            "leave keep out and return what is wanted beside the predictions"
+        )
     if keep is not True:
         data = [{name: record.get(name) for name in keep or ()} for record in data]
     try:
