@@ -61,6 +61,13 @@ class Cluster(ABC):
     def slots(self) -> int:
         """Return how many splits can run at the same time, at this moment."""
 
+    def ahead(self) -> int:
+        """Return how many more splits than slots may be sent, so that a slot that has ended finds its next one there.
+
+        By default a quarter; none where there are more threads than the job may use, for they would run at once.
+        """
+        return (self.slots() + 3) // 4
+
     @abstractmethod
     def submit(self, task: SplitTask, done: Done) -> None:
         """Send a split; ``done`` is called once, from any thread, with its outcome or with :class:`WorkerLost`."""

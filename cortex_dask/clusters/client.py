@@ -32,7 +32,8 @@ class DaskCluster(Cluster):
         self._gpu = 0.0
         self._futures: set[Future[Any]] = set()
         self._lock = threading.Lock()
-        self._slots = 0
+        self._threads: dict[str, int] = {}  # of each Dask worker, by its address
+        self._home = ""
         self._slots_seen = -_SLOTS_REFRESH
 
     def connect(self) -> Client:
@@ -63,13 +64,25 @@ class DaskCluster(Cluster):
         """
         if time.monotonic() - self._slots_seen > _SLOTS_REFRESH:
             try:
-                self._slots = sum(self.client.nthreads().values())
+                self._threads = dict(self.client.nthreads())
             except Exception as error:
                 # The client tries to reconnect for some time; what it raises meanwhile, and when it gives up, varies.
                 if self.client.status not in ("running", "connecting"):
                     raise _scheduler_gone(error) from error
             self._slots_seen = time.monotonic()
-        return min(self._slots, self._workers)
+        return min(sum(self._threads.values()), self._workers)
+
+    def ahead(self) -> int:
+        """Return how many splits may wait on the workers: none where there are more threads than the job may use."""
+        return super().ahead() if sum(self._threads.values()) <= self._workers else 0
+
+    def _place(self) -> dict[str, Any]:
+        """Return where a task should run: those of a job with one worker in one place, so on one handler."""
+        if self._workers > 1 or len(self._threads) < 2:
+            return {}
+        if self._home not in self._threads:
+            self._home = min(self._threads)
+        return {"workers": [self._home], "allow_other_workers": True}  # others, should it vanish
 
     def submit(self, task: SplitTask, done: Done) -> None:
         """Send a split as one Dask task; its future is dropped as soon as it is done."""
@@ -77,7 +90,7 @@ class DaskCluster(Cluster):
         # an earlier attempt's result is never returned in its place.
         key = (f"split-{self._job_id}", task.split.number, task.attempt)
         try:
-            future = self.client.submit(run_split, task.to_json(), key=key, pure=False, retries=0)
+            future = self.client.submit(run_split, task.to_json(), key=key, pure=False, retries=0, **self._place())
         except Exception as error:
             if self.client.status in ("running", "connecting"):
                 raise
@@ -98,7 +111,7 @@ class DaskCluster(Cluster):
     def complete(self) -> Outcome:
         """Run ``on_job_complete`` on a worker."""
         future = self.client.submit(
-            run_completion, self._job_url, key=(f"complete-{self._job_id}", time.time_ns()), pure=False
+            run_completion, self._job_url, key=(f"complete-{self._job_id}", time.time_ns()), pure=False, **self._place()
         )
         try:
             return Outcome.from_json(future.result())

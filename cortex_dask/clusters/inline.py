@@ -26,6 +26,10 @@ class Inline(Cluster):
         """Return 1."""
         return 1
 
+    def ahead(self) -> int:
+        """Return 0: a split has ended when it has been sent."""
+        return 0
+
     def submit(self, task: SplitTask, done: Done) -> None:
         """Run the split now."""
         from cortex_dask.runtime import inline

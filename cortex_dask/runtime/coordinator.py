@@ -303,8 +303,7 @@ class Coordinator:
                 self._alone = self._suspects[0].number
                 self._send(self._suspects.pop(0))
             return
-        # A little more than the slots, so that a slot that has just ended finds its next split waiting on its worker.
-        window = slots + (slots + 3) // 4 if self._cluster.name != "inline" else 1
+        window = slots + self._cluster.ahead()
         while len(self._inflight) < min(window, self._election.window(window)):
             split = self._source.next(in_order=self._election.is_open)
             if split is None:

@@ -267,6 +267,16 @@ class TestCompletion:
         assert "_manifest.json" in call["found"]
         assert "_SUCCESS" not in call["found"]  # the job is complete when on_job_complete is
 
+    def test_one_worker_is_one_instance_on_a_cluster_that_has_more(self, project: Project) -> None:
+        from distributed import LocalCluster
+
+        with LocalCluster(
+            n_workers=2, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=0
+        ) as cluster:
+            assert project.end(workers=1, cluster=cluster.scheduler_address)["status"] == "succeeded"
+        (call,) = project.lines("completed")
+        assert call["seen"] == BATCHES * SIZE
+
     def test_with_several_workers_it_runs_once_too(self, project: Project) -> None:
         assert project.end(workers=3)["status"] == "succeeded"
         assert len(project.lines("completed")) == 1
