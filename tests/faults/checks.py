@@ -21,7 +21,7 @@ from cortex_dask.io.store import Store
 from tests.faults.handlers import answer
 from tests.faults.jobs import GROUP, FaultJob
 
-__all__ = ["Result", "exactly_once", "output_ids", "visible"]
+__all__ = ["Result", "committed_only", "exactly_once", "output_ids", "visible"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,21 @@ def exactly_once(job: FaultJob, *, status: str | None = None, unread: int = 0) -
     assert sorted(frame["batch_id"]) == sorted(letter["batch_id"] for letter in letters)
     batches = [batch for split in splits.values() if split.base is None for batch in _batches(job, split)]
     return Result(document, letters, records, parts, splits, batches)
+
+
+def committed_only(job: FaultJob) -> int:
+    """Check the output of a job that has not ended well; returns how many parts its ledger has.
+
+    What a reader sees is whole, is in the ledger, and is there once.
+    """
+    committed = {record.part.name: record.part for record in _ledger(job.directory.store).values() if record.part}
+    sizes = job.output.sizes()
+    for name in visible(job.output):
+        assert sizes[name] == committed[name].bytes
+    ids = output_ids(job.output)
+    assert len(set(ids)) == len(ids)
+    assert not job.output.exists("_SUCCESS")
+    return len(committed)
 
 
 def visible(output: Store) -> list[str]:

@@ -18,6 +18,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cortex_dask.errors import CortexDaskError
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import ComputeSettings, HandlerSettings, JobSettings, LimitSettings, OutputSettings
 from cortex_dask.io.splits import DatasetInput
@@ -108,6 +109,13 @@ class FaultJob:
         from cortex_dask.runtime.coordinator import run_job
 
         return run_job(self.url, **{"cluster": self.cluster, **how})
+
+    def try_to_run(self) -> dict[str, Any]:
+        """Run the job, and return its status document even if the run ends with an error."""
+        try:
+            return self.run()
+        except CortexDaskError:
+            return self.status()
 
     def retry(self, **how: Any) -> dict[str, Any]:
         """Handle the dead letters again, in this process."""
