@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -17,8 +19,11 @@ from click.testing import CliRunner
 
 import cortex_dask as cx
 from cortex_dask.cli import main
+from cortex_dask.dead_letters import dead_letters
 from cortex_dask.job import Job
 from cortex_dask.runtime.coordinator import run_job
+from tests.faults.jobs import make_job
+from tests.faults.processes import Coordinator, Moment
 from tests.sqs import Queue
 
 BATCHES, SIZE = 6, 10
@@ -254,6 +259,35 @@ class TestQueue:
         assert "sqs_dead_letter_queue.arn: there is no queue nobody of account 123456789012 in us-east-1" in done.output
         assert project.attempts() == {}
         assert cx.Client().get_job("squares", "latest").status == "failed while enqueuing"
+
+
+KILLS = [
+    Moment("create", "ledger/", when="after"),  # final, and not sent
+    Moment("write", "delivered/", when="before"),  # sent, and not noted
+    Moment("write", "delivered/", when="after"),
+]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+@pytest.mark.parametrize("moment", KILLS, ids=str)
+def test_a_coordinator_killed_over_a_delivery(moment: Moment, fifo: bool, tmp_path: Path, s3: str) -> None:
+    """Every batch arrives; what was sent in the moment of the kill twice, or, in a FIFO queue, once."""
+    bad = [10, 300, 510, 999]
+    job = make_job(str(tmp_path / "store"), tmp_path / "marks", files=2, fault="raise", bad=bad)
+    with Queue(fifo=fifo) as queue:
+        settings = job.directory.settings()
+        extra = {"sqs_dead_letter_queue": {"arn": queue.arn, "max_receive_count": 3}}
+        changed = dataclasses.replace(settings, handler=dataclasses.replace(settings.handler, extra=extra))
+        job.directory.write_json("job.json", changed.to_json())
+        with Coordinator(job, moment) as coordinator:
+            assert coordinator.join() == -signal.SIGKILL, coordinator.said()
+        assert job.run()["undelivered"] == 0
+        got = [item["batch_id"] for item in queue.receive()]
+    assert sorted(set(got)) == sorted(letter["batch_id"] for letter in dead_letters(job.directory))
+    assert len(set(got)) == len(bad)
+    if fifo or moment.request == "create" or moment.when == "after":
+        assert len(got) == len(bad)
 
 
 class TestCompletion:
