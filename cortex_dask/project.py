@@ -54,6 +54,11 @@ class ProjectFile:
     name: str  # relative to the project, with ``/``
     size: int  # bytes; 0 for a link
 
+    @property
+    def shown(self) -> str:
+        """The name, fit for a terminal."""
+        return _shown(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class IgnoredEntry:
@@ -61,6 +66,11 @@ class IgnoredEntry:
 
     name: str  # a folder's ends with ``/``
     reason: str
+
+    @property
+    def shown(self) -> str:
+        """The name, fit for a terminal."""
+        return _shown(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +107,8 @@ class Archive:
             lines.append(f"  and {len(self.files) - _LARGEST:,} smaller ones")
         if self.ignored:
             lines.append(f"left out: {len(self.ignored):,}")
-            width = max(len(_shown(entry.name)) for entry in self.ignored)
-            lines += [f"  {_shown(entry.name):<{width}}  {entry.reason}" for entry in self.ignored]
+            width = max(len(entry.shown) for entry in self.ignored)
+            lines += [f"  {entry.shown:<{width}}  {entry.reason}" for entry in self.ignored]
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
@@ -281,7 +291,7 @@ def _warnings(files: tuple[ProjectFile, ...], size: int, rules: IgnoreRules) -> 
 
 
 def _table(files: tuple[ProjectFile, ...]) -> list[str]:
-    return [f"  {_size(file.size):>10}  {_shown(file.name)}" for file in files]
+    return [f"  {_size(file.size):>10}  {file.shown}" for file in files]
 
 
 def _shown(name: str) -> str:

@@ -149,8 +149,8 @@ def dry_run(resolved: ResolvedJob) -> DryRun:
     return replace(
         report,
         output=None if settings.output is None else settings.output.url,
-        project=() if archive is None else tuple((file.name, file.size) for file in archive.by_size),
-        ignored=() if archive is None else tuple((entry.name, entry.reason) for entry in archive.ignored),
+        project=() if archive is None else tuple((file.shown, file.size) for file in archive.by_size),
+        ignored=() if archive is None else tuple((entry.shown, entry.reason) for entry in archive.ignored),
         warnings=(*report.warnings, *_output_warnings(settings.output), *resolved.warnings),
     )
 

@@ -29,6 +29,7 @@ __all__ = ["AbandonedError", "Dependencies", "DependencyError", "Interpreter", "
 
 _WHOLE = "cortex-dask.json"  # written last
 _BELOW = "zz-worker-packages.pth"  # read last, so that what it adds comes last
+_STAND_IN = "cortex-dask"  # the installer of packages that are not really there
 _CONDA_PROGRAMS = ("micromamba", "mamba", "conda")  # the quickest first
 _SECRET_LENGTH = 6  # shorter values of .env are words such as "true", and hide nothing
 
@@ -233,8 +234,9 @@ class _Making:
             self._run(f"uv pip install -r {name}", [*command, "--requirement", name], self._uv_variables())
         finally:
             for folder in stands_in:
-                if (folder / "INSTALLER").is_file() and (folder / "INSTALLER").read_text() == "cortex-dask":
-                    shutil.rmtree(folder)
+                with contextlib.suppress(FileNotFoundError):
+                    if (folder / "INSTALLER").read_text() == _STAND_IN:
+                        shutil.rmtree(folder)
 
     def _uv_variables(self) -> dict[str, str]:
         """Return environment variables that make uv take packages from where pip takes them."""
@@ -315,10 +317,12 @@ def _stand_in_for_worker(library: Path) -> list[Path]:
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             made.append(folder)
-            (folder / "METADATA").write_text(metadata, encoding="utf-8", errors="surrogateescape")
-            (folder / "INSTALLER").write_text("cortex-dask")
-            files = (f"{folder.name}/{file},,\n" for file in ("METADATA", "INSTALLER", "RECORD"))
-            (folder / "RECORD").write_text("".join(files))
+            texts = {"METADATA": metadata, "INSTALLER": _STAND_IN, "RECORD": ""}
+            if entry_points := found.read_text("entry_points.txt"):  # setuptools, for one, builds nothing without its
+                texts["entry_points.txt"] = entry_points
+            texts["RECORD"] = "".join(f"{folder.name}/{file},,\n" for file in texts)
+            for file, text in texts.items():
+                (folder / file).write_text(text, encoding="utf-8", errors="surrogateescape")
     return made
 
 
