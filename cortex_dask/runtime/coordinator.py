@@ -8,6 +8,7 @@ started again, anywhere, and goes on where the ledger ends. The story of a job, 
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -33,6 +34,8 @@ from cortex_dask.runtime.status import Document, Pulse, StatusBoard, running_els
 from cortex_dask.runtime.tally import Tally
 
 __all__ = ["Coordinator", "retry_failed", "run_job"]
+
+_log = logging.getLogger(__name__)  # of whoever runs the coordinator; the job's own log is the handlers'
 
 #: How often a split may lose its worker before its batches are given up. A vanished host is not the batch's fault, so
 #: this is larger than ``max_attempts``; it is finite so that a batch that takes whole hosts down cannot do so for ever.
@@ -225,6 +228,8 @@ class Coordinator:
             from cortex_dask.io.planning import plan
 
             made = plan(self._settings.dataset, workers=self._settings.workers)
+        for warning in made.header.warnings:
+            _log.warning(warning)
         self._job.write_plan(made.header, made.splits)
         return made.header
 

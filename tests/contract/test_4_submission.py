@@ -249,6 +249,15 @@ class TestDelimitedFiles:
         assert project.batches() == [[1, 2], [3]]
         assert (job.describe()["batches_done"], job.describe()["total_batch_count"]) == (3, 3)
 
+    def test_batches_that_cortex_would_refuse_are_worth_one_warning(
+        self, project: Project, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = project.folder / "in.jsonl"
+        path.write_text(f'"{"x" * 1000}"\n' * 600)
+        project.run(delimited_files={"paths": str(path), "batch_size": 300})
+        (line,) = [record.getMessage() for record in caplog.records if "Cortex takes" in record.getMessage()]
+        assert line.startswith("delimited_files.batch_size: the largest batch has about 294 KiB")
+
     def test_keeping_fields_needs_objects(self, project: Project, bucket: str) -> None:
         asked = {"s3_paths": [f"{bucket}/other/"], "batch_size": 1}
         with pytest.warns(UserWarning, match="failed"):
