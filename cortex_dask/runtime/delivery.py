@@ -254,7 +254,7 @@ class Delivery:
         try:
             for keys in self._target.deliver(files):
                 self._receipts.add(keys)
-        except (CortexDaskError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the letters stay where they are, and the job says why
             self._problem = _one_line(error)
 
     def _missing(self, files: Mapping[str, Collection[str]]) -> Files:
