@@ -23,7 +23,7 @@ _INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)(?:\s+|=)?(\S.*)")
 _PLACE = re.compile(r"(?:-e|--editable|-f|--find-links|-i|--index-url|--extra-index-url)(?:\s+|=)(\S+)")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")  # as pip has it
 _CONDA_LINE = re.compile(r"(?:[^\s:=]+::)?[A-Za-z0-9_.-]+(?:=[^\s=]+(?:=[^\s=]+)?)?")
-_CREDENTIALS = re.compile(r"//[^/@\s]+@")
+_CREDENTIALS = re.compile(r"//[^/\s]+@")
 
 
 class DependencyError(CortexDaskError):

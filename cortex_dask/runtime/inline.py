@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,10 @@ def _load(job_url: str) -> Job:
         raise HandlerError(f"the job at {job_url} has no plan yet")
     project: str | None = None
     digest = settings.handler.project
+    if dependencies := settings.handler.extra.get("dependencies"):
+        names = " and ".join(dependencies.values())
+        message = f"{names} is not installed for a job that runs inline: the handler finds the packages of this process"
+        warnings.warn(message, UserWarning, stacklevel=2)
     if digest is not None:
         from cortex_dask.cache import unpack
 

@@ -192,6 +192,7 @@ def test_credentials_are_masked() -> None:
     assert mask("Looking in https://me:pa55@host/simple, git+ssh://tok3n@host/x") == (
         "Looking in https://***@host/simple, git+ssh://***@host/x"
     )
+    assert mask("'https://me:p@ss@host/a@b'") == "'https://***@host/a@b'"
     assert mask("a hunter2", ("hunter2",)) == "a ***"
 
 
@@ -591,6 +592,15 @@ def test_a_job_that_is_stopped_while_it_installs_ends_soon(make: Make, how: str,
     assert time.monotonic() - began < 5
     assert outcomes[0].kind == "stopped"
     assert not psutil.pid_exists(int(pid.read_text()))
+
+
+def test_an_inline_job_says_that_it_installs_nothing(make: Make) -> None:
+    job = make(
+        "class Handler:\n    def __init__(self, config): pass\n    def handle_batch(self): pass\n",
+        {"requirements.txt": "a"},
+    )
+    with pytest.warns(UserWarning, match=r"requirements.txt is not installed for a job that runs inline"):
+        job.record(in_line=True)
 
 
 def test_a_project_without_dependencies_costs_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
