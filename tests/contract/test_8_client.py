@@ -131,7 +131,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield tmp_path
 
 
-def test_a_handler_deploys_an_api_and_submits_a_job_that_outlives_it(folder: Path) -> None:
+@pytest.fixture(params=["this machine", "a Dask cluster"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where both jobs run: the environment's cluster, and that of another process."""
+    if request.param == "this machine":
+        yield "local"
+        return
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, host="127.0.0.1") as made:
+        yield made.scheduler_address
+
+
+def test_a_handler_deploys_an_api_and_submits_a_job_that_outlives_it(folder: Path, cluster: str) -> None:
     project = write_project(folder / "project", FIRST, {"second/handler.py": SECOND, ".env": "SET_BY_DOTENV=1\n"})
     config = {
         "input": str(folder / "in.parquet"),
@@ -141,7 +153,8 @@ def test_a_handler_deploys_an_api_and_submits_a_job_that_outlives_it(folder: Pat
     }
     (project / "cortex.yaml").write_text(json.dumps([spec("first", config=config, env={"SET_BY_YAML": "1"})]))
 
-    first = cx.run(project, folder / "in.parquet", folder / "first-out", workers=1, batch_size=50, progress=False)
+    source, options = folder / "in.parquet", {"workers": 1, "batch_size": 50, "progress": False}
+    first = cx.run(project, source, folder / "first-out", cluster=cluster, **options)
 
     report = json.loads((folder / "report.json").read_text())
     assert first.status == "succeeded"
@@ -165,6 +178,7 @@ def test_a_handler_deploys_an_api_and_submits_a_job_that_outlives_it(folder: Pat
     assert report["environments"][0]["operator_endpoint"] == str(folder / "store")
     assert not (folder / "nobody's").exists()
     assert second.settings.api_id == report["deployed"]["api"]["spec"]["id"]
+    assert second.settings.environment == {"name": "local", "cluster": cluster}
 
 
 class Doubler:
@@ -369,6 +383,23 @@ def test_all_that_cortex_offered(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sum("doubling" in message for message in messages) == 2, "the log of the other job was streamed"
     assert any(message.startswith("not found no API 'doubler' is deployed") for message in messages)
     assert sorted(pq.read_table(folder / "out")["y"].to_pylist()) == [2 * x for x in range(100)]
+
+
+def test_a_job_in_the_calling_thread_has_its_client_too(folder: Path) -> None:
+    class Handler:
+        def __init__(self, config):
+            pass
+
+        def handle_batch(self, payload):
+            import cortex
+
+            return [{"store": cortex.client().env["operator_endpoint"]}] * len(payload)
+
+    with dask.config.set({"cortex-dask.environments": {"other": {"store": str(folder / "other")}}}):
+        options = {"cluster": "inline", "env": "other", "workers": 1, "batch_size": 50, "progress": False}
+        job = cx.run(Handler, folder / "in.parquet", folder / "out", batch_format="records", **options)
+
+    assert set(job.to_pandas()["store"]) == {str(folder / "other")}
 
 
 def test_the_names_are_those_of_the_handler_process_only() -> None:
