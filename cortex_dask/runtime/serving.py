@@ -11,7 +11,6 @@ import base64
 import http.client
 import json
 import os
-import threading
 import time
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -159,7 +158,7 @@ class ServingClient:
 
 
 class _Server:
-    """HTTP to one server: a connection per thread that is kept, and patience with one that starts or is busy."""
+    """HTTP to one server, with connections that are kept, and patience while it starts or is busy."""
 
     def __init__(self, url: str, timeout: float) -> None:
         wrong = InputError("TF_SERVING_URL is no URL of a server; an example is http://localhost:8501")
@@ -176,7 +175,11 @@ class _Server:
         self._host, self._port = parts.hostname, port
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
         self._timeout = timeout
-        self._own = threading.local()
+        self._idle: list[http.client.HTTPConnection] = []  # its append and pop are safe among threads
+
+    def __del__(self) -> None:
+        for connection in getattr(self, "_idle", ()):
+            connection.close()
 
     def __str__(self) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -194,32 +197,31 @@ class _Server:
                     return status, _document(text)
                 wait = _retry_after(headers)
             except TimeoutError:
-                self._drop()
                 raise ServingError(
                     f"{self} has not answered for {self._timeout:g} seconds; {_TIMEOUT_VARIABLE} sets another time"
                 ) from None
             except (OSError, http.client.HTTPException) as error:
-                self._drop()
                 if (delay := next(delays, None)) is None:
                     said = getattr(error, "strerror", None) or type(error).__name__
                     raise ServingError(f"{self} cannot be reached: {said}") from error
             time.sleep(delay if wait is None else wait)
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, http.client.HTTPMessage, bytes]:
-        connection = getattr(self._own, "connection", None)
-        if connection is None:
-            kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-            connection = self._own.connection = kind(self._host, self._port, timeout=self._timeout)
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        connection.request(method, self._prefix + path, body, headers if body is not None else {})
-        response = connection.getresponse()
-        return response.status, response.headers, response.read()
-
-    def _drop(self) -> None:
-        connection = getattr(self._own, "connection", None)
-        if connection is not None:
+        connection = self._idle.pop() if self._idle else self._connect()
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        try:
+            connection.request(method, self._prefix + path, body, headers)
+            response = connection.getresponse()
+            text = response.read()
+        except BaseException:
             connection.close()
-            self._own.connection = None
+            raise
+        self._idle.append(connection)
+        return response.status, response.headers, text
+
+    def _connect(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        return kind(self._host, self._port, timeout=self._timeout)
 
 
 def _timeout() -> float:
@@ -286,9 +288,11 @@ def _to_json(array: np.ndarray[Any, Any]) -> Any:
 
 
 def _from_json(value: Any, tensor: Tensor) -> np.ndarray[Any, Any]:
+    array = np.array(value, dtype=tensor.dtype)
+    if array.size == 0 and tensor.shape:  # lists without items do not tell how long those would be
+        array = array.reshape((0, *(length or 0 for length in tensor.shape[1:])))
     if tensor.dtype.kind != "O":
-        return np.array(value, dtype=tensor.dtype)
-    array = np.array(value, dtype=object)
+        return array
     for index, item in enumerate(array.flat):
         array.flat[index] = base64.b64decode(item["b64"]) if isinstance(item, dict) else str(item).encode()
     return array

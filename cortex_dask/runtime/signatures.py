@@ -39,7 +39,7 @@ class Tensor:
             If the type or the shape is another.
         """
         try:
-            array = _array(value)
+            array = _array(value, text=self.dtype.kind == "O")
         except ValueError:
             raise self._misfit(model, "its parts differ in shape") from None
         fitted = self._text(array, model) if self.dtype.kind == "O" else self._numbers(array, model)
@@ -50,7 +50,7 @@ class Tensor:
     def _text(self, array: np.ndarray[Any, Any], model: str) -> np.ndarray[Any, Any]:
         if array.dtype.kind == "S":
             return array.astype(object)
-        if array.dtype.kind not in "UOT":
+        if array.dtype.kind not in "UOT" and array.size:
             raise self._misfit(model, f"found {_type(array.dtype)}")
         encoded = np.empty(array.shape, dtype=object)
         for index, item in enumerate(array.flat):
@@ -151,19 +151,18 @@ def shown_names(names: Iterable[str]) -> str:
     return (", ".join(there[:_SHOWN]) + more) or "none"
 
 
-def _array(value: Any) -> np.ndarray[Any, Any]:
+def _array(value: Any, *, text: bool) -> np.ndarray[Any, Any]:
     """Make an array; of a column whose values are arrays or lists, one array of them all."""
-    array = np.asarray(value)
-    if (
-        array.dtype.kind == "O"
-        and array.size
-        and all(isinstance(item, np.ndarray | list | tuple) for item in array.flat)
-    ):
-        parts = [np.asarray(item) for item in array.flat]
+    # NumPy's own types for text would cut zeros off the end of bytes, and take bytes among text for ASCII.
+    array = np.array(value, dtype=object) if text and isinstance(value, list | tuple) else np.asarray(value)
+    if array.dtype.kind != "O" or not array.size:
+        return array
+    if all(isinstance(item, np.ndarray | list | tuple) for item in array.flat):
+        parts = [_array(item, text=text) for item in array.flat]
         if len({part.shape for part in parts}) > 1:
             raise ValueError("parts of several shapes")
         return np.stack(parts).reshape(array.shape + parts[0].shape)
-    if all(isinstance(item, int | float | np.number) for item in array.flat):
+    if not text and all(isinstance(item, int | float | np.number) for item in array.flat):
         return np.array(array.tolist())  # numbers that a column of mixed values has kept as objects
     return array
 

@@ -37,7 +37,9 @@ def tensor(dtype: Any, shape: tuple[int | None, ...] | None = (None,)) -> Tensor
         (pa.array([1, 2, 3]), "float64", [1.0, 2.0, 3.0]),
         ([], "int32", []),
         (["a", "ä"], "object", [b"a", "ä".encode()]),
-        ([b"\x00\xff"], "object", [b"\x00\xff"]),
+        ([b"\x00\xff", b"zeros\x00\x00"], "object", [b"\x00\xff", b"zeros\x00\x00"]),
+        ([b"\xff", "ä"], "object", [b"\xff", "ä".encode()]),
+        ([], "object", []),
         (np.array([b"ab"]), "object", [b"ab"]),
         (pd.Series(["a", "b"]), "object", [b"a", b"b"]),
     ],
@@ -67,7 +69,8 @@ def test_a_dataframe_is_a_matrix() -> None:
     [
         ([1.5], "int32", "found float64"),
         (["1"], "float32", "found text"),
-        ([1], "object", "found int64"),
+        ([1], "object", "found a value of type int at position 0"),
+        (np.array([1.5]), "object", "found float64"),
         (["a", None], "object", "found a value of type NoneType at position 1"),
         ([None, 1.0], "float32", "found values of the types NoneType, float"),
         ([Decimal(1)], "float32", "found values of the types Decimal"),
@@ -88,6 +91,12 @@ def test_values_of_another_kind_are_refused(value: Any, wanted: str, found: str)
     message = f"{MODEL} does not take this for its input x: {found}; it takes x: {shown} (?,)"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         tensor(wanted).fit(value, MODEL)
+
+
+def test_numbers_are_not_copied_without_need() -> None:
+    given = np.zeros((0, 2), "float32")
+    assert tensor("float32", (None, 2)).fit(given, MODEL) is given
+    assert tensor("float32", (None, 2)).fit(np.zeros((0, 2)), MODEL).shape == (0, 2)
 
 
 def test_infinity_and_nan_are_numbers() -> None:
