@@ -173,8 +173,11 @@ class ApiClient:
 
     def list_apis(self) -> list[dict[str, Any]]:
         """Return all deployed APIs, as :meth:`get_api` does."""
-        found = [self._deployed.find(name) for name in self._deployed.names()]
-        return [self._document(api) for api in found if api is not None]
+        return [self._document(api) for api in self.deployed_apis()]
+
+    def deployed_apis(self) -> list[DeployedApi]:
+        """Return all deployed APIs without their jobs."""
+        return self._deployed.all()
 
     def delete(self, api_name: str, keep_cache: bool = False) -> None:
         """Delete a deployed API and stop its jobs; jobs that have ended stay, with their logs and their output.
@@ -206,8 +209,11 @@ class ApiClient:
 
     def deployed_target(self, name: str) -> Target | None:
         """Return what a submission to the API of this name needs; None if there is none."""
-        is_name = _NAME.fullmatch(name) is not None
-        return self._deployed.target(name) if is_name and self._deployed.find(name) is not None else None
+        return self._deployed.target(name) if self.is_deployed(name) else None
+
+    def is_deployed(self, name: str) -> bool:
+        """Tell whether an API of this name is deployed."""
+        return _NAME.fullmatch(name) is not None and self._deployed.find(name) is not None
 
     def api_spec(self, api_name: str, api_id: str) -> dict[str, Any]:
         """Return the configuration of a version of an API; only its name where it is not known any more."""

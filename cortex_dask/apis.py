@@ -12,6 +12,7 @@ version along: what is deployed or deleted later does not concern it.
 from __future__ import annotations
 
 import datetime
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ __all__ = ["Change", "DeployedApi", "DeployedApis"]
 
 Change = Literal["created", "updated", "unchanged"]
 
+_READERS = 16  # concurrent reads: they hide the latency of object stores
 _PROJECT, _PICKLED, _VERSION, _API = "project.tar.gz", "handler.pkl", "version.json", "api.json"
 
 
@@ -83,6 +85,14 @@ class DeployedApis:
     def names(self) -> list[str]:
         """Return the names of the APIs that are deployed."""
         return [name for name in sorted(self._store.children("apis")) if self._store.exists(f"apis/{name}/{_API}")]
+
+    def all(self) -> list[DeployedApi]:
+        """Return the APIs that are deployed, by name."""
+        names = sorted(self._store.children("apis"))
+        if not names:
+            return []
+        with ThreadPoolExecutor(min(_READERS, len(names))) as pool:
+            return [api for api in pool.map(self.find, names) if api is not None]
 
     def find(self, name: str) -> DeployedApi | None:
         """Return an API, or None."""

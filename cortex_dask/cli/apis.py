@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from cortex_dask.cli import options
 from cortex_dask.cli.show import json_text, warning
 
 if TYPE_CHECKING:
+    from cortex_dask.apis import DeployedApi
     from cortex_dask.project import Archive
 
 __all__ = ["api_summary", "api_table", "delete", "deploy", "masked"]
@@ -117,16 +119,23 @@ def masked(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "spec": {**document["spec"], "handler": hidden}}
 
 
-def api_table(documents: list[dict[str, Any]]) -> str:
-    """Return one line for each deployed API."""
+def api_table(apis: Sequence[DeployedApi], jobs: Sequence[dict[str, Any]]) -> str:
+    """Return one line for each deployed API.
+
+    Parameters
+    ----------
+    apis : sequence of DeployedApi
+        The APIs.
+    jobs : sequence of dict
+        The status documents of all jobs.
+    """
     from cortex_dask.progress import FINAL_STATUSES, moment
 
     rows = [["API", "VERSION", "UPDATED", "JOBS", "RUNNING"]]
-    for document in documents:
-        statuses = [status["status"] for status in document["batch_job_statuses"]]
+    for api in apis:
+        statuses = [job["status"] for job in jobs if job["api_name"] == api.name]
         running = sum(status not in FINAL_STATUSES for status in statuses)
-        spec = document["spec"]
-        rows.append([spec["name"], spec["id"], moment(document["updated_time"]), str(len(statuses)), str(running)])
+        rows.append([api.name, api.api_id, moment(api.updated_time), str(len(statuses)), str(running)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -52,34 +52,28 @@ def get(api: str | None, job_id: str | None, watch: bool, verbose: bool, env: st
 
 
 def _list(client: Client, api: str | None, shown_as: str, verbose: bool) -> str:
-    if shown_as == "json" and not verbose:
-        return json_text([] if api is not None and _is_unused(client, api) else client.describe_jobs(api))
-    deployed = _deployed(client, api)
+    if api is not None and client.is_deployed(api):
+        return _list_api(client, api, shown_as, verbose)
+    if shown_as == "json" and verbose and api is None:
+        return json_text([masked(document) for document in client.list_apis()])
+    documents = client.describe_jobs(api)
     if shown_as == "json":
-        return json_text([masked(document) for document in deployed])
-    if api is not None and deployed:
-        documents = deployed[0]["batch_job_statuses"]
-        parts = [api_summary(deployed[0], verbose=verbose)]
-        if not documents:
-            return f"{parts[0]}\n\nNo jobs yet. Submit one with: cortex-dask submit {api} --input URL --output URL"
-    else:
-        documents = client.describe_jobs(api)
-        parts = [api_table(deployed)] if deployed else []
-        if not documents and not deployed:
-            return f"No jobs in the environment {client.environment.name}. Submit one with: cortex-dask submit TARGET"
-    return "\n\n".join([*parts, *([job_table(documents)] if documents else [])])
+        return json_text([] if verbose else documents)
+    deployed = client.deployed_apis() if api is None else []
+    if not documents and not deployed:
+        return f"No jobs in the environment {client.environment.name}. Submit one with: cortex-dask submit TARGET"
+    tables = ([api_table(deployed, documents)] if deployed else []) + ([job_table(documents)] if documents else [])
+    return "\n\n".join(tables)
 
 
-def _deployed(client: Client, api: str | None) -> list[dict[str, Any]]:
-    if api is None:
-        return client.list_apis()
-    return [client.get_api(api)] if client.deployed_target(api) is not None else []
-
-
-def _is_unused(client: Client, api: str) -> bool:
-    """Tell whether an API is deployed and has no jobs."""
-    deployed = _deployed(client, api)
-    return bool(deployed) and not deployed[0]["batch_job_statuses"]
+def _list_api(client: Client, api: str, shown_as: str, verbose: bool) -> str:
+    document = client.get_api(api)
+    jobs = document["batch_job_statuses"]
+    if shown_as == "json":
+        return json_text([masked(document)] if verbose else jobs)
+    flag = "" if client.environment.is_default else f" -e {client.environment.name}"
+    hint = f"No jobs yet. Submit one with: cortex-dask submit {api}{flag} --input URL --output URL"
+    return f"{api_summary(document, verbose=verbose)}\n\n{job_table(jobs) if jobs else hint}"
 
 
 def _show_job(client: Client, job: Job, env: str | None, shown_as: str, verbose: bool) -> None:

@@ -385,6 +385,52 @@ def test_all_that_cortex_offered(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sorted(pq.read_table(folder / "out")["y"].to_pylist()) == [2 * x for x in range(100)]
 
 
+class WithPackages:
+    def __init__(self, config):
+        import tinypkg
+
+        self.config = {**config, "version": tinypkg.VERSION}
+
+    def handle_batch(self, payload):
+        return payload.assign(version=self.config["version"], prefix=sys.prefix)
+
+    def on_job_complete(self):
+        import cortex
+
+        cortex.client().submit("plain", self.config["input"], self.config["output"], workers=1, job_id="after")
+
+
+class Plain:
+    def __init__(self, config):
+        pass
+
+    def handle_batch(self, payload):
+        return payload.assign(prefix=sys.prefix, variable=os.environ.get("VIRTUAL_ENV", ""))
+
+
+def test_a_class_with_requirements_of_its_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.packages import write_wheel
+
+    monkeypatch.setenv("DASK_CORTEX_DASK__CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    write_wheel(tmp_path / "wheels", "tinypkg", "2.0")
+    client = cx.Client()
+    client.deploy_batch_api({"name": "plain", "kind": "BatchAPI"}, Plain)
+    config = {"input": str(folder / "in.parquet"), "output": str(folder / "after")}
+    api_spec = {"name": "first", "kind": "BatchAPI", "handler": {"config": config}}
+    requirements = ["--no-index", f"--find-links {tmp_path / 'wheels'}", "tinypkg==2.0"]
+    client.deploy_batch_api(api_spec, WithPackages, requirements=requirements)
+
+    job = client.run("first", folder / "in.parquet", folder / "out", workers=1, batch_size=50, progress=False)
+
+    made = job.to_pandas()
+    assert set(made["version"]) == {"2.0"}
+    assert set(made["prefix"]) != {sys.prefix}, "it runs in an interpreter of its own"
+    after = client.get_job("plain", "after").wait(60).to_pandas()
+    assert (set(after["prefix"]), set(after["variable"])) == ({sys.prefix}, {""}), "and what it submits does not"
+    assert len(after) == 100
+
+
 def test_a_job_in_the_calling_thread_has_its_client_too(folder: Path) -> None:
     class Handler:
         def __init__(self, config):
