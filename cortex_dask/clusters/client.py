@@ -120,10 +120,9 @@ class DaskCluster(Cluster):
 
     def stop(self, reason: str) -> None:
         """End the running splits on all workers."""
-        with contextlib.suppress(
-            Exception
-        ):  # a scheduler that is gone cannot be told; its workers see control/stop.json
-            self.client.run(_stop_job, self._job_url, reason, wait=False)
+        # A scheduler that is gone cannot be told; its workers see control/stop.json.
+        with contextlib.suppress(Exception):
+            self.client.run(_stop_job, self._job_url, reason)
 
     def close(self) -> None:
         """End the job's handler processes and the connection."""

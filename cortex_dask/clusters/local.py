@@ -41,9 +41,8 @@ class LocalThreads(DaskCluster):
         from distributed import Client, LocalCluster
 
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of ports that are taken, of dashboards that are not installed: no concern here
+            # Of ports that are taken, of dashboards that are not installed: no concern here.
+            warnings.simplefilter("ignore")
             self._cluster = LocalCluster(
                 n_workers=1,
                 threads_per_worker=self._workers,
@@ -56,6 +55,10 @@ class LocalThreads(DaskCluster):
                 silence_logs=logging.ERROR,
             )
             return Client(self._cluster, set_as_default=False)
+
+    def stop(self, reason: str) -> None:
+        """End the running splits; they are in this process, so nobody else has to be asked."""
+        slots.stop_job(self._job_url, reason)
 
     def close(self) -> None:
         """End the job's handler processes, then the in-process cluster."""

@@ -73,7 +73,8 @@ def from_values(name: str, values: list[Any], *, nan_is_null: bool = False) -> p
     if len(groups) > 1 or (groups == {"timestamp"} and len({v.tzinfo is None for v in values if v is not None}) > 1):
         raise _mixed(name, values)
     if groups == {"datetime64"} or groups == {"timedelta64"}:
-        missing: Any = np.datetime64("NaT") if groups == {"datetime64"} else np.timedelta64("NaT")
+        known: Any = next(value for value in values if value is not None)
+        missing = type(known)("NaT", np.datetime_data(known.dtype)[0])
         return from_numpy(name, np.array([missing if value is None else value for value in values]))
     try:
         return pa.array(values, _needed_type(groups, values))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from cortex_dask.errors import InputError, StorageError
 from cortex_dask.io.store import StagedFile
@@ -159,6 +160,7 @@ class _LocalStagedFile(StagedFile):
         super().__init__(path)
         self._path = path
         self.local_path = _temporary_name(path)
+        self._file: BinaryIO = io.BytesIO()  # what is closed if the next line fails
         descriptor = _with_parents(lambda: _open_new(self.local_path), path)
         self._file = os.fdopen(descriptor, "wb", buffering=_BUFFER)
 

@@ -87,6 +87,7 @@ class _RemoteFile(io.RawIOBase):
         fs, name = url_to_fs(path)
         fs.invalidate_cache(name)
         # An open s3fs file asks for the version that it found when it was opened (If-Match).
+        self._file: Any = io.BytesIO()  # what is closed if the next line fails
         self._file = persist(lambda: fs.open(name, "rb", cache_type="none"), path)
         info = getattr(self._file, "details", None) or persist(lambda: fs.info(name), path)
         self._path, self._size, self._at = path, size, 0

@@ -182,6 +182,13 @@ class JsonHandler(logging.Handler):
         """Have no lock: the pipe has one, and a forked child must not inherit this one while it is held."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write a record that passes the filters; unlike the standard library's, without a lock."""
+        passed: Any = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)  # a filter may replace it (3.12)
+        return bool(passed)
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; nothing that is wrong with it breaks the batch."""
         try:
