@@ -470,6 +470,8 @@ class _Watch:
         self._process.kill()
         with contextlib.suppress(queue.Empty):  # a process that hangs in the kernel cannot even be killed
             while (event := self._process.inbox.get(timeout=5.0))["type"] != "gone":
+                if event["type"] == "recovered" and seen is not None and event["batch"] == seen.batch:
+                    continue  # too late: what it returned is lost, and it is blamed for that
                 ended = self._take(event)  # it may have ended its split in the last moment
                 if isinstance(ended, Outcome):
                     return ended
