@@ -2,6 +2,7 @@
 #
 #   make demo     a virtual environment, then the main job on real data with 4 workers
 #   make test     the same set-up, then the test suite
+#   make test-examples   every example with its own library, installed below .venv/examples (minutes, the first time)
 #   make lint     format, lint and type checks
 #   make bench    the benchmark against the bare floor and the peers (minutes; BENCH="--help" shows its options)
 #   make clean    remove what the above made
@@ -25,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format bench clean install
+.PHONY: help demo test test-examples lint format bench clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +36,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(TESTS)
+
+# Two at a time: they wait for downloads and for processes.
+test-examples: $(VENV)/.installed-test
+	CORTEX_DASK_EXAMPLES=$(abspath $(VENV))/examples $(BIN)/python -m pytest -n 2 -m examples $(or $(TESTS),tests/examples)
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check

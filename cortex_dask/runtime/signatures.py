@@ -62,14 +62,16 @@ class Tensor:
     def _numbers(self, array: np.ndarray[Any, Any], model: str) -> np.ndarray[Any, Any]:
         if array.dtype == self.dtype:
             return array
+        if not array.size:
+            return array.astype(self.dtype)
         found, wanted = array.dtype, self.dtype
         if found.kind == "O":
             kinds = sorted({type(item).__name__ for item in array.flat})
             raise self._misfit(model, f"found values of the types {', '.join(kinds[:_SHOWN])}")
         whole = found.kind in "iu" and wanted.kind in "iu"
-        if not (whole or (array.size == 0 and found.kind == "f") or np.can_cast(found, wanted, "same_kind")):
+        if not (whole or np.can_cast(found, wanted, "same_kind")):
             raise self._misfit(model, f"found {_type(found)}")
-        if whole and array.size:
+        if whole:
             limits = np.iinfo(wanted)
             low, high = int(array.min()), int(array.max())
             if low < limits.min or high > limits.max:

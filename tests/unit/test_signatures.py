@@ -36,6 +36,7 @@ def tensor(dtype: Any, shape: tuple[int | None, ...] | None = (None,)) -> Tensor
         (pd.Series([1, 2.5], dtype="object"), "float32", [1.0, 2.5]),
         (pa.array([1, 2, 3]), "float64", [1.0, 2.0, 3.0]),
         ([], "int32", []),
+        (pd.Series([], dtype="object"), "int32", []),
         (["a", "ä"], "object", [b"a", "ä".encode()]),
         ([b"\x00\xff", b"zeros\x00\x00"], "object", [b"\x00\xff", b"zeros\x00\x00"]),
         ([b"\xff", "ä"], "object", [b"\xff", "ä".encode()]),
