@@ -256,6 +256,7 @@ class Coordinator:
         self._election = SchemaElection(schema, needed=output is not None, is_done=self._ledger.__contains__)
         self._failed_before = self._tally.failed_batches
         self._board.begin(self._tally, header.splits)
+        self._pulse.soon()  # a handler that asks for its own job finds it running
         self._committer = Committer(
             self._job,
             self._ledger,

@@ -198,6 +198,7 @@ class Pulse:
         self._listener = listener
         self._metrics_version = 0
         self._stopped = threading.Event()
+        self._woken = threading.Event()
         # An object store is asked less often: a request there costs money and tens of milliseconds.
         self._interval = 1.0 if job.store.is_local else 2.0
         self._thread = threading.Thread(target=self._run, name="cortex-dask-pulse", daemon=True)
@@ -225,15 +226,24 @@ class Pulse:
             except OSError as error:
                 self.errors = [str(error)]  # metrics never end a job
 
+    def soon(self) -> None:
+        """Write the document at once, from the pulse's own thread: something has changed that others look for."""
+        self._woken.set()
+
     def stop(self) -> None:
         """Write the last document and end."""
         self._stopped.set()
+        self._woken.set()
         if self._thread.is_alive():
             self._thread.join()
         self.beat()
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._interval):
+        while True:
+            self._woken.wait(self._interval)
+            self._woken.clear()
+            if self._stopped.is_set():
+                return
             try:
                 self.beat()
             except OSError as error:
