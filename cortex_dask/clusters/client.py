@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cortex_dask.clusters.base import Cluster, Done, Report, WorkerLost
@@ -19,6 +22,7 @@ __all__ = ["DaskCluster"]
 
 _SLOTS_REFRESH = 2.0  # seconds between two looks at who is there
 _STOP_SECONDS = 5.0  # running handlers end within this time
+_CLOSE_SECONDS = 20.0  # a worker that does not answer for longer is not waited for: it ends its processes by itself
 
 
 class DaskCluster(Cluster):
@@ -26,6 +30,7 @@ class DaskCluster(Cluster):
 
     def __init__(self) -> None:
         self._client: Client | None = None
+        self._token = uuid.uuid4().hex[:12]
         self._job_url = ""
         self._job_id = ""
         self._workers = 1
@@ -87,8 +92,8 @@ class DaskCluster(Cluster):
     def submit(self, task: SplitTask, done: Done) -> None:
         """Send a split as one Dask task; its future is dropped as soon as it is done."""
         # Tuple keys with one prefix keep the scheduler's own queueing at work; the attempt makes the key new, so that
-        # an earlier attempt's result is never returned in its place.
-        key = (f"split-{self._job_id}", task.split.number, task.attempt)
+        # an earlier attempt's result is never returned in its place, nor, with the token, another coordinator's.
+        key = (f"split-{self._job_id}", task.split.number, task.attempt, self._token)
         try:
             future = self.client.submit(run_split, task.to_json(), key=key, pure=False, retries=0, **self._place())
         except Exception as error:
@@ -103,7 +108,11 @@ class DaskCluster(Cluster):
         with self._lock:
             self._futures.discard(future)
         try:
-            done(_outcome(future))
+            ended = _outcome(future)
+        except Exception as error:  # noqa: BLE001 - whatever a client raises that is going: nobody waits for ever
+            ended = WorkerLost(_reason(error))
+        try:
+            done(ended)
         finally:
             # A finished future that is still held would be computed again if its worker died.
             future.release()
@@ -120,9 +129,8 @@ class DaskCluster(Cluster):
 
     def stop(self, reason: str) -> None:
         """End the running splits on all workers."""
-        # A scheduler that is gone cannot be told; its workers see control/stop.json.
-        with contextlib.suppress(Exception):
-            self.client.run(_stop_job, self._job_url, reason)
+        # A scheduler that is gone cannot be told, nor a worker that hangs; the workers see control/stop.json.
+        self._on_all_workers(_STOP_SECONDS, _stop_job, self._job_url, reason)
 
     def close(self) -> None:
         """End the job's handler processes and the connection."""
@@ -135,9 +143,22 @@ class DaskCluster(Cluster):
         with contextlib.suppress(Exception):
             for future in futures:
                 future.release()
-            self._client.run(_close_job, self._job_url, nanny=False, on_error="ignore")
+        self._on_all_workers(_CLOSE_SECONDS, _close_job, self._job_url)
         self._client.close(timeout=_STOP_SECONDS)
         self._client = None
+
+    def _on_all_workers(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function on each worker; what fails, or takes longer than some seconds, is left to itself."""
+        client = self.client
+
+        def call() -> None:
+            with contextlib.suppress(Exception):  # the scheduler may be gone
+                client.run(function, *arguments, on_error="ignore")
+
+        # Client.run waits for the slowest worker, without a limit: one that was suspended would hold up the job's end.
+        thread = threading.Thread(target=call, name="cortex-dask-workers", daemon=True)
+        thread.start()
+        thread.join(seconds)
 
 
 def run_split(task: dict[str, Any]) -> dict[str, Any]:
@@ -171,10 +192,11 @@ def _stop_job(job_url: str, reason: str) -> None:
     slots.stop_job(job_url, reason)
 
 
-def _close_job(job_url: str) -> None:
+async def _close_job(job_url: str) -> None:
     from cortex_dask.runtime import slots
 
-    slots.close_job(job_url)
+    # It waits for handler processes, and must not do so on the event loop: other jobs are on the worker as well.
+    await asyncio.to_thread(slots.close_job, job_url)
 
 
 def _topic(job_url: str) -> str:
