@@ -33,6 +33,8 @@ _GROUPS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("dict", (Mapping,)),
     ("list", (list, tuple)),
 )
+#: What most columns of records are: no look at single values is needed, and small batches are fast.
+_PLAIN = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 _PANDAS_MISSING = ("NAType", "NaTType")
 _TIME_UNITS = {"W": "s", "D": "s", "h": "s", "m": "s", "s": "s", "ms": "ms", "us": "us", "ns": "ns"}
 _known_groups: dict[type, str] = {}
@@ -59,7 +61,13 @@ def from_values(name: str, values: list[Any], *, nan_is_null: bool = False) -> p
     ResultError
         If the values have no one type, or one that no column can hold.
     """
-    groups = {_group(kind) for kind in set(map(type, values))}
+    kinds = set(map(type, values))
+    if len(kinds) == 1 and (plain := _PLAIN.get(kind := next(iter(kinds)))) and not (nan_is_null and kind is float):
+        try:
+            return pa.array(values, plain)
+        except (pa.ArrowException, OverflowError, ValueError):
+            pass  # an integer over 64 bits, a lone surrogate: what follows says what is wrong
+    groups = {_group(kind) for kind in kinds}
     if groups & {"pandas missing"} or ("number" in groups and (nan_is_null or len(groups - {"missing"}) > 1)):
         values = [None if _is_missing(value) else value for value in values]
         groups = {_group(kind) for kind in set(map(type, values))}

@@ -9,6 +9,7 @@ dead letter.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -104,6 +105,10 @@ def dumps(value: Any) -> bytes:
 
 def columns_of(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Return the records' values column by column, in order of first appearance; missing ones are None."""
+    names = dict.fromkeys(records[0]) if records else {}
+    if all(len(record) == len(names) for record in records):
+        with contextlib.suppress(KeyError):  # records of one length, but with differing names
+            return {name: [record[name] for record in records] for name in names}
     names = dict.fromkeys(chain.from_iterable(records))
     return {name: [record.get(name) for record in records] for name in names}
 

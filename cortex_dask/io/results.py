@@ -147,7 +147,7 @@ def _one_column(array: pa.Array | pa.ChunkedArray) -> _Columns:
 
 
 def _from_list(values: list[Any]) -> _Columns:
-    dicts = sum(isinstance(value, Mapping) for value in values)
+    dicts = len(values) if set(map(type, values)) == {dict} else sum(isinstance(value, Mapping) for value in values)
     if dicts and dicts < len(values):
         other = next(value for value in values if not isinstance(value, Mapping))
         raise ResultError(
