@@ -164,6 +164,7 @@ class Coordinator:
             self._board.start_time = _seconds(previous.get("start_time"))
         self._job.clear_stop()
         self._pulse.start()
+        ended = False
         try:
             self._board.end(*self._outcome(retry))
         except InputError as error:
@@ -178,9 +179,11 @@ class Coordinator:
         except BaseException as error:
             self._board.end("worker error", f"the coordinator failed: {type(error).__name__}: {error}")
             raise
+        else:
+            ended = True
         finally:
-            with contextlib.suppress(OSError):  # a store that fails now has failed before, and that is what is raised
-                self._pulse.stop()
+            with contextlib.nullcontext() if ended else contextlib.suppress(OSError):
+                self._pulse.stop()  # what failed before is what is raised, and not that the store fails again
         return self._board.document()
 
     def _outcome(self, retry: bool) -> tuple[str, str]:

@@ -7,6 +7,7 @@ second one does not begin by mistake.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -25,6 +26,8 @@ from cortex_dask.runtime.tally import Tally
 from cortex_dask.runtime.workers import Workers
 
 __all__ = ["FINAL_STATUSES", "Pulse", "StatusBoard", "running_elsewhere"]
+
+_log = logging.getLogger(__name__)
 
 #: The statuses in which nothing runs any more.
 FINAL_STATUSES = frozenset(
@@ -187,7 +190,7 @@ class Pulse:
     board : StatusBoard
         What is written.
     listener : callable, optional
-        Called with each document, from the pulse's thread.
+        Called with each document, from the pulse's thread; not any more once it has raised.
     """
 
     def __init__(
@@ -215,7 +218,12 @@ class Pulse:
         document = self._board.document()
         self._job.write_json("status.json", document)
         if self._listener is not None:
-            self._listener(document)
+            try:
+                self._listener(document)
+            except Exception:  # noqa: BLE001 - whatever a display raises
+                # It only looks on: the job and its heartbeat go on without it.
+                self._listener = None
+                _log.warning("the job goes on, but is no longer shown: its listener failed", exc_info=True)
 
     def _write_metrics(self) -> None:
         version = self._board.metrics_version
@@ -231,7 +239,13 @@ class Pulse:
         self._woken.set()
 
     def stop(self) -> None:
-        """Write the last document and end."""
+        """Write the last document and end.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be written: whoever reads the status later believes that the job still runs.
+        """
         self._stopped.set()
         self._woken.set()
         if self._thread.is_alive():
@@ -246,7 +260,7 @@ class Pulse:
                 return
             try:
                 self.beat()
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - without a heartbeat, a second coordinator would begin
                 # A status that could not be written is written a moment later; it never ends the job.
                 self.errors = [str(error)]
 

@@ -1,0 +1,74 @@
+"""The status document's pulse: it goes on whatever its listener does, and its last word is never lost in silence."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cortex_dask.errors import StorageError
+from cortex_dask.runtime import status
+from cortex_dask.runtime.coordinator import run_job
+from cortex_dask.runtime.status import Pulse, StatusBoard
+from tests.jobs import make_job
+
+HANDLER = """
+class Handler:
+    def __init__(self, config):
+        pass
+    def handle_batch(self, payload, batch_id):
+        return payload
+"""
+
+
+def test_a_listener_that_fails_stops_neither_the_job_nor_its_heartbeat(tmp_path: Path, caplog: Any) -> None:
+    job = make_job(tmp_path, HANDLER)
+    seen: list[str] = []
+
+    def listener(document: dict[str, Any]) -> None:
+        seen.append(document["status"])
+        if len(seen) == 2:
+            raise ValueError("the notebook is gone")
+
+    board = StatusBoard(job.settings)
+    pulse = Pulse(job.directory, board, listener)
+    pulse._interval = 0.01
+    pulse.start()
+    deadline = time.monotonic() + 10
+    while len(seen) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    before = job.directory.read_json("status.json")["coordinator"]["heartbeat"]
+    while job.directory.read_json("status.json")["coordinator"]["heartbeat"] <= before:
+        assert time.monotonic() < deadline, "the heartbeat has stopped"
+        time.sleep(0.005)
+    board.end("succeeded")
+    pulse.stop()
+
+    assert job.directory.read_json("status.json")["status"] == "succeeded"
+    assert len(seen) == 2
+    assert "the notebook is gone" in caplog.text
+
+
+def test_a_job_whose_last_status_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path, HANDLER)
+    beat = Pulse.beat
+
+    def failing(self: Pulse) -> None:
+        if self._board.status in status.FINAL_STATUSES:  # the status is the one file that nobody may write now
+            path = Path(job.url, "status.json")
+            path.unlink(missing_ok=True)
+            path.mkdir(exist_ok=True)
+            Path(path, "in the way").touch()
+        beat(self)
+
+    monkeypatch.setattr(Pulse, "beat", failing)
+    with pytest.raises(StorageError, match=r"status\.json"):
+        run_job(job.url, cluster="inline")
+    monkeypatch.undo()
+    shutil.rmtree(Path(job.url, "status.json"))
+
+    assert run_job(job.url, cluster="inline")["status"] == "succeeded"
