@@ -264,7 +264,7 @@ def run_sample(resolved: ResolvedJob, batches: int) -> Sample:
 def _planned(settings: JobSettings) -> Plan:
     from cortex_dask.io.planning import plan
 
-    return plan(settings.dataset, workers=settings.workers)
+    return plan(settings.dataset, workers=settings.workers, keep=settings.kept)
 
 
 def _in_folder(settings: JobSettings, folder: Path) -> JobSettings:

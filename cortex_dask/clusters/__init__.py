@@ -28,7 +28,11 @@ def make_cluster(name: str | Cluster) -> Cluster:
         If there is no such backend.
     """
     if not isinstance(name, str):
-        return name
+        if hasattr(name, "prepare"):
+            return name
+        raise SpecError(
+            f"cluster: found a value of type {type(name).__name__}; give its scheduler's address, 'local' or 'inline'"
+        )
     if name == "local":
         from cortex_dask.clusters.local import LocalThreads
 

@@ -14,6 +14,7 @@ skip:
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import orjson
 
 from cortex_dask.errors import OutputError
+from cortex_dask.io.faults import explain, is_transient
 from cortex_dask.io.records import Part
 from cortex_dask.io.settings import OutputSettings
 from cortex_dask.io.splits import part_token
@@ -31,6 +33,7 @@ __all__ = ["MANIFEST", "SUCCESS", "OutputDirectory", "staging_prefix"]
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
 _STAGING = "_temporary"
+_LINES = 10_000  # of the manifest that are written at a time
 
 
 def staging_prefix(job_id: str) -> str:
@@ -54,6 +57,7 @@ class OutputDirectory:
         self._settings = settings
         self._job_id = job_id
         self._token = part_token(job_id)
+        self._reservation = f"{staging_prefix(job_id)}/_job.json"
 
     @property
     def eager(self) -> bool:
@@ -74,6 +78,14 @@ class OutputDirectory:
             In mode ``error``, if the directory holds data, or another job writes here; in any mode if it cannot be
             written.
         """
+        try:
+            return self._reserve()
+        except OSError as error:
+            if is_transient(error.__cause__ or error):
+                raise  # the store does not answer just now
+            raise OutputError(f"the output directory cannot be used: {explain(error, self.store.url)}") from error
+
+    def _reserve(self) -> list[str]:
         names = self.store.names()
         others = sorted({_owner(name) for name in names if name.startswith(f"{_STAGING}/")} - {self._token})
         held = [name for name in names if not name.startswith(f"{_STAGING}/")]
@@ -89,10 +101,28 @@ class OutputDirectory:
                 "resume it, or choose another output directory"
             )
         self.store.write(
-            f"{staging_prefix(self._job_id)}/_job.json",
+            self._reservation,
             orjson.dumps({"job_id": self._job_id, "mode": self._settings.mode}),
         )
         return [name for name in held if not name.startswith("_") and "/_" not in name]
+
+    def is_reserved(self) -> bool:
+        """Return whether the directory is marked as the job's."""
+        return self.store.exists(self._reservation)
+
+    def release(self) -> None:
+        """Take the mark of :meth:`reserve` away, so that another job may write here.
+
+        Not if this job has staged something: it may go on, or another coordinator of it may be alive.
+        """
+        if self.store.names(staging_prefix(self._job_id)) != [self._reservation]:
+            return
+        self.store.delete(self._reservation)
+        if self.store.is_local:
+            root = Path(self.store.path())
+            with contextlib.suppress(OSError):  # not empty
+                for folder in (root / staging_prefix(self._job_id), root / _STAGING):
+                    folder.rmdir()
 
     def _reserved_by(self, token: str) -> str:
         try:
@@ -140,23 +170,32 @@ class OutputDirectory:
         replaced : iterable of str
             What :meth:`reserve` found; removed after the manifest has been written, in mode ``overwrite``.
         """
-        own = [{"name": part.name, "rows": part.rows, "bytes": part.bytes} for part in parts]
-        earlier = list(self._earlier()) if self._settings.mode == "append" else []
-        listed = [*earlier, *own]
+        earlier = self._earlier() if self._settings.mode == "append" else iter(())
+        own = ({"name": part.name, "rows": part.rows, "bytes": part.bytes} for part in parts)
+        rows = size = 0
         document = {
             "version": 1,
             "job_id": self._job_id,
             "status": status,
             "format": self._settings.format,
-            "rows": sum(item["rows"] for item in listed),
-            "bytes": sum(item["bytes"] for item in listed),
             "schema": schema,
-            "parts": listed,
         }
-        self.store.write(MANIFEST, orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        with self.store.stage(MANIFEST) as file:
+            # A line for each part, written as it comes: a job of a million splits has a million parts.
+            file.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).removesuffix(b"\n}") + b',\n  "parts": [')
+            lines: list[bytes] = []
+            for count, item in enumerate(itertools.chain(earlier, own)):
+                rows, size = rows + item["rows"], size + item["bytes"]
+                lines.append((b",\n    " if count else b"\n    ") + orjson.dumps(item))
+                if len(lines) == _LINES:
+                    file.write(b"".join(lines))
+                    lines = []
+            totals = orjson.dumps({"rows": rows, "bytes": size}, option=orjson.OPT_INDENT_2).removeprefix(b"{")
+            file.write(b"".join(lines) + b"\n  ]," + totals + b"\n")
+            file.commit()
         if self._settings.mode == "overwrite":
-            kept = {item["name"] for item in own}
-            self.store.delete(*(name for name in replaced if name not in kept))
+            # Not the job's own: it may have been found here by the run of the job that began again.
+            self.store.delete(*(name for name in replaced if f"-{self._token}." not in name))
 
     def _earlier(self) -> Iterator[dict[str, Any]]:
         manifest = self.manifest() or {"parts": []}

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ _PIECES_PER_WORKER = 3
 _ROW_WEIGHT, _VALUE_WEIGHT = 16, 4
 
 
-def plan(dataset: DatasetInput, *, workers: int, any_json: bool = False) -> Plan:
+def plan(dataset: DatasetInput, *, workers: int, keep: Sequence[str] = (), any_json: bool = False) -> Plan:
     """Plan the splits of a dataset.
 
     Parameters
@@ -58,13 +58,16 @@ def plan(dataset: DatasetInput, *, workers: int, any_json: bool = False) -> Plan
         What to read.
     workers : int
         How many workers there will be; the sizes of the splits depend on it.
+    keep : sequence of str
+        Columns that must be among those that are read.
     any_json : bool
         For JSON: a line may hold any JSON value, not just an object (and a file that starts with ``[`` is lines too).
 
     Raises
     ------
     DatasetError
-        If the input is missing, empty, unreadable, contradicts itself, or lacks what ``columns`` and ``filters`` name.
+        If the input is missing, empty, unreadable, contradicts itself, or lacks what ``columns``, ``filters`` and
+        ``keep`` name.
     """
     if dataset.batch_size < 1:
         raise DatasetError(f"batch_size is {dataset.batch_size}: give a number of rows from 1 on")
@@ -76,10 +79,20 @@ def plan(dataset: DatasetInput, *, workers: int, any_json: bool = False) -> Plan
     kind = detect_format(files) if dataset.format == "auto" else dataset.format
     dataset = replace(dataset, columns=columns)
     if kind == "parquet":
-        return _ParquetPlan(dataset, files, filters, max(1, workers)).make()
+        return _ParquetPlan(dataset, files, filters, max(1, workers), keep).make()
     from cortex_dask.io.sampling import plan_json
 
-    return plan_json(dataset, files, filters, max(1, workers), any_json=any_json)
+    return plan_json(dataset, files, filters, max(1, workers), keep=keep, any_json=any_json)
+
+
+def check_keep(keep: Sequence[str], known: Iterable[str], columns: Sequence[str] | None) -> None:
+    """Check that the columns which stand beside the output are read."""
+    known = list(known)
+    for name in keep:
+        if name not in known:
+            raise unknown_column(name, known, "keep")
+        if columns is not None and name not in columns:
+            raise DatasetError(f"keep names the column {name!r}, which columns leaves out: add it there")
 
 
 def target_weight(total: int, workers: int) -> float:
@@ -115,8 +128,15 @@ class _Group:
 
 
 class _ParquetPlan:
-    def __init__(self, dataset: DatasetInput, files: list[InputFile], filters: Filters | None, workers: int) -> None:
-        self._dataset, self._files, self._workers = dataset, files, workers
+    def __init__(
+        self,
+        dataset: DatasetInput,
+        files: list[InputFile],
+        filters: Filters | None,
+        workers: int,
+        keep: Sequence[str],
+    ) -> None:
+        self._dataset, self._files, self._workers, self._keep = dataset, files, workers, keep
         self._keys = infer_keys(files)
         self._unbound = filters
         self._filters: Filters | None = None
@@ -166,6 +186,7 @@ class _ParquetPlan:
         for name in columns_of(self._unbound):
             if name not in known:
                 raise unknown_column(name, known, "filters")
+        check_keep(self._keep, known, self._dataset.columns)
         needed = known if read is None else read
         unified = unify((path, _selected(schema, needed, self._keys)) for path, schema in distinct.values())
         fields = {field.name: field for field in unified}

@@ -45,7 +45,13 @@ class Sample:
 
 
 def plan_json(
-    dataset: DatasetInput, files: Sequence[InputFile], filters: Filters | None, workers: int, *, any_json: bool
+    dataset: DatasetInput,
+    files: Sequence[InputFile],
+    filters: Filters | None,
+    workers: int,
+    *,
+    keep: Sequence[str],
+    any_json: bool,
 ) -> Plan:
     """Plan the splits of JSON files; see :func:`cortex_dask.io.planning.plan`."""
     from cortex_dask.io.planning import assemble, target_weight
@@ -59,7 +65,7 @@ def plan_json(
     if everything and not rows and not any(sample.malformed for sample in samples):
         raise DatasetError(f"the input has no rows: {filled[0].path} holds nothing but white space or an empty array")
     keys = {} if any_json else infer_keys(files)
-    warnings = [] if any_json else _check_names(dataset, filters, samples, keys, everything=everything)
+    warnings = [] if any_json else _check_names(dataset, filters, keep, samples, keys, everything=everything)
     row_bytes = size / rows if rows else max(1.0, size)
     packed_ratios = [sample.ratio for sample in samples if sample.ratio != 1]
     ratio = sum(packed_ratios) / len(packed_ratios) if packed_ratios else 1.0
@@ -153,6 +159,8 @@ def _sample(file: InputFile, *, any_json: bool) -> Sample:
     except OSError as error:
         raise DatasetError(f"the input cannot be read: {explain(error, file.path)}") from error
     records, malformed, size = _array_records(data, whole=whole) if array else _line_records(data, whole=whole)
+    if malformed and not records and b"\0" in data:
+        raise DatasetError(f"{file.path} holds binary data, not JSON: check the path, or give the input's format")
     if not any_json:
         objects = [record for record in records if isinstance(record, dict)]
         malformed += len(records) - len(objects)
@@ -206,12 +214,18 @@ def _refuse_document(path: str, data: bytes) -> None:
 
 
 def _check_names(
-    dataset: DatasetInput, filters: Filters | None, samples: list[Sample], keys: dict[str, str], *, everything: bool
+    dataset: DatasetInput,
+    filters: Filters | None,
+    keep: Sequence[str],
+    samples: list[Sample],
+    keys: dict[str, str],
+    *,
+    everything: bool,
 ) -> list[str]:
     """Look for the columns in the sample; as records may differ, a missing one is an error only if it holds all."""
     known = dict.fromkeys(sorted({key for sample in samples for key in sample.keys}) + list(keys))
     warnings = []
-    for where, names in (("columns", dataset.columns or ()), ("filters", columns_of(filters))):
+    for where, names in (("columns", dataset.columns or ()), ("filters", columns_of(filters)), ("keep", keep)):
         for name in names:
             if name not in known:
                 error = unknown_column(name, known, where)

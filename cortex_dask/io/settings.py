@@ -108,6 +108,12 @@ class JobSettings:
     #: ``name`` and ``cluster`` of the environment that it was submitted to: for clients that its handlers make.
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The input columns that stand beside the output, where they are named."""
+        keep = self.output.keep if self.output else False
+        return () if isinstance(keep, bool) else keep
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
         return asdict(self)

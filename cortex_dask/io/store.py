@@ -350,8 +350,9 @@ def _surfaced(error: Exception, url: str, *, writes: bool) -> Exception:
     if isinstance(error, FileExistsError):
         return FileExistsError(errno.EEXIST, "there is such a file already", shown_url(url))
     if isinstance(error, FileNotFoundError) and error_code(error) not in _NOT_ABOUT_A_FILE:
-        if writes and "://" in url:
-            return StorageError(f"{shown_url(url)} cannot be written: its bucket or container does not exist")
+        if writes:
+            missing = "its bucket or container does not exist" if "://" in url else "its folder cannot be made"
+            return StorageError(f"{shown_url(url)} cannot be written: {missing}")
         return FileNotFoundError(errno.ENOENT, "there is no such file", shown_url(url))
     return explain(error, url)
 

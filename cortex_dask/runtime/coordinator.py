@@ -194,11 +194,13 @@ class Coordinator:
             return ended.status, ended.reason
 
     def _run(self, retry: bool) -> tuple[str, str]:
+        ended: tuple[str, str] | None = None
         try:
             if self._delivery is not None:
                 self._delivery.check()
             planned = self._job.plan_header()
             if planned is not None:
+                self._reserve_again()
                 self._cluster.prepare(self._job.url, self._settings)
             header = planned or self._enqueue()
             self._replay(header)
@@ -212,11 +214,27 @@ class Coordinator:
             self._cluster.close()
             if self._delivery is not None:
                 self._delivery.close()
+            if ended is None:
+                self._release()
         if self._output is not None:
             # Only now that the handlers have ended: an attempt that lost against another coordinator's may have run
             # until here.
             self._output.clean()
         return ended
+
+    def _reserve_again(self) -> None:
+        """Mark the output as the job's if an earlier run, which committed nothing, has released it."""
+        if self._output is not None and not self._output.is_reserved() and not any(self._ledger.records()):
+            self._job.write_json("plan/replaces.json", self._output.reserve())
+
+    def _release(self) -> None:
+        """Leave the output to others when nothing was committed, as after a mistake in the input or the handler.
+
+        Whoever corrects the mistake submits a new job, with the same output.
+        """
+        with contextlib.suppress(OSError):  # the store may be what failed
+            if self._output is not None and not any(self._ledger.records()):
+                self._output.release()
 
     def _enqueue(self) -> PlanHeader:
         """Check the output, plan the splits, and write the plan."""
@@ -230,7 +248,7 @@ class Coordinator:
         else:
             from cortex_dask.io.planning import plan
 
-            made = plan(self._settings.dataset, workers=self._settings.workers)
+            made = plan(self._settings.dataset, workers=self._settings.workers, keep=self._settings.kept)
         for warning in made.header.warnings:
             _log.warning(warning)
         self._job.write_plan(made.header, made.splits)
@@ -289,7 +307,10 @@ class Coordinator:
         """Publish what is not yet published, list it, tell the handler, and say that it is complete."""
         failed = self._tally.failed_batches
         status = "completed with failures" if failed else "succeeded"
-        reason = f"{failed} of {self._tally.total_batches} batches failed for good" if failed else ""
+        total = self._tally.total_batches
+        reason = f"{failed} of {total} batches failed for good" if failed else ""
+        if failed > total:  # malformed lines count as well, and belong to no batch
+            reason = f"{failed} batches or malformed lines failed for good"
         if self._output is not None:
             self._publish_all(self._output)
             replaced = self._job.read_json("plan/replaces.json") or []
