@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 
 import pytest
 
 from tests.faults.jobs import FaultJob, make_job
 
 
-class MakeJob(Protocol):
-    """Make a job in the test's store, with its marks in a folder of its own."""
-
-    def __call__(self, **options: Any) -> FaultJob: ...
+def on_stores(*cases: tuple[str, str]) -> pytest.MarkDecorator:
+    """Run a test for pairs of a case and a kind of store, ``local`` or ``s3``."""
+    parameters = [
+        pytest.param(case, kind, id=f"{kind}-{case}", marks=[pytest.mark.s3] if kind == "s3" else [])
+        for case, kind in cases
+    ]
+    return pytest.mark.parametrize(("case", "store_url"), parameters, indirect=["store_url"])
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.faults.checks import exactly_once
 from tests.faults.jobs import BATCH, FaultJob, until
 
 MIB = 1024**2
-BAD = (120, 1777)  # in two files and two splits; the second in the middle of its batch
+BAD = (120, 877)  # in two files and two splits
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ FAULTS = [
     Fault("rows that do not fit the schema", "another type", None, "exception", "answer"),
     Fault("exit, always", "exit", None, "crash", r"exited with code 3", failed_attempts=6),
     Fault("exit, once", "exit", 1, failed_attempts=2),
-    Fault("segmentation fault, always", "segv", None, "crash", "SIGSEGV"),
+    Fault("segmentation fault, always", "segv", None, "crash", "SIGSEGV", 2, 4, _limits(max_attempts=2)),
     Fault("segmentation fault, once", "segv", 1),
-    Fault("SIGKILL, always", "kill", None, "crash", "SIGKILL"),
+    Fault("SIGKILL, always", "kill", None, "crash", "SIGKILL", 1, 2, _limits(max_attempts=1)),
     Fault("SIGKILL, once", "kill", 1),
     Fault("SystemExit", "system exit", None, "exception", "SystemExit: enough"),
     Fault(
@@ -95,7 +95,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault(fault: Fault, new_job: Callable[..., FaultJob]) -> None:
-    job = new_job(fault=fault.strikes, times=fault.times, bad=BAD, **fault.options)
+    job = new_job(files=2, fault=fault.strikes, times=fault.times, bad=BAD, **fault.options)
 
     job.run()
 
@@ -117,13 +117,15 @@ def test_fault(fault: Fault, new_job: Callable[..., FaultJob]) -> None:
 
 def test_a_hang_that_ends_when_asked_where_it_hangs_harms_no_bystander(local_job: Callable[..., FaultJob]) -> None:
     # The signal that asks ends the wait; until it is killed, the process goes on with the next batches.
-    job = local_job(fault="hang until a signal comes", bad=BAD, seconds=0.05, limits=LimitSettings(batch_timeout=1))
+    limits = LimitSettings(batch_timeout=0.8, max_attempts=2)
+    job = local_job(fault="hang until a signal comes", bad=BAD[:1], seconds=0.05, limits=limits)
 
     job.run()
 
     result = exactly_once(job)
-    assert set(result.dead_ids) <= set(result.sharing_a_batch(BAD))
+    assert set(result.dead_ids) <= set(result.sharing_a_batch(BAD[:1])), "its split may have ended before it was killed"
     assert {letter["cause"] for letter in result.letters} <= {"timed out"}
+    assert result.status["batch_metrics"]["failed"] <= 2
 
 
 def test_bystanders_of_a_crash_are_handled_again_only_in_its_own_split(local_job: Callable[..., FaultJob]) -> None:
@@ -145,26 +147,27 @@ def _part(result: Any, split: int) -> str:
 
 
 def test_malformed_lines_go_to_the_dead_letter_and_their_neighbours_go_on(new_job: Callable[..., FaultJob]) -> None:
-    job = new_job(input_format="json", output_format="json", fault="raise", times=1, bad=BAD)
-    path = sorted(job.firsts)[3]
+    job = new_job(files=2, input_format="json", output_format="json", fault="raise", times=1, bad=BAD)
+    path = sorted(job.firsts)[1]
     source = Store(path.rpartition("/")[0])
-    lines = source.read("03.jsonl").splitlines(keepends=True)
+    lines = source.read("01.jsonl").splitlines(keepends=True)
     lines[100:100] = [b'{"id": 1, "text": \n', b"[1, 2]\n"]
     lines.append(b"no JSON at all")
-    source.write("03.jsonl", b"".join(lines))
+    source.write("01.jsonl", b"".join(lines))
 
     job.run()
 
     result = exactly_once(job)
     errors = sorted(letter["error"] for letter in result.letters)
-    assert [re.search(r"03.jsonl, line (\d+): ", error)[1] for error in errors] == ["101", "102", "503"]
+    assert [re.search(r"01.jsonl, line (\d+): ", error)[1] for error in errors] == ["101", "102", "503"]
     assert [letter["batch"] for letter in result.letters] == [None] * 3
     assert {letter["payload"][0] for letter in result.letters} == {'{"id": 1, "text": ', "[1, 2]", "no JSON at all"}
 
 
 @pytest.mark.parametrize("how", ["json", "parquet"])
 def test_each_format_of_output_is_exact_when_batches_crash_and_fail(how: str, new_job: Callable[..., FaultJob]) -> None:
-    job = new_job(input_format=how, output_format="json", fault="kill", bad=BAD)
+    limits = LimitSettings(max_attempts=2)
+    job = new_job(files=2, input_format=how, output_format="json", fault="kill", bad=BAD, limits=limits)
 
     job.run()
 
@@ -206,7 +209,7 @@ def test_handlers_killed_from_outside_at_random_moments(new_job: Callable[..., F
 @pytest.mark.parametrize("how", ["truncated", "changed", "gone"])
 def test_input_that_is_not_what_was_planned(how: str, new_job: Callable[..., FaultJob]) -> None:
     # The first batch of the job waits at a gate, so every other file is read after it has been spoilt.
-    job = new_job(gate="open", workers=1)
+    job = new_job(files=3, gate="open", workers=1)
     path = sorted(job.firsts)[-1]
     folder, _, name = path.rpartition("/")
     source = Store(folder)

@@ -14,16 +14,16 @@ from cortex_dask.io.settings import LimitSettings
 from cortex_dask.io.splits import batch_id
 from cortex_dask.io.store import Store
 from tests.faults.checks import Result, exactly_once
+from tests.faults.conftest import on_stores
 from tests.faults.jobs import FaultJob, make_input, make_job, until
 from tests.faults.processes import Coordinator, Moment
 
 BAD = (120, 1777)
-HANGS = ["hang", "hang in native code"]
 
 
-@pytest.mark.parametrize("hang", HANGS)
-def test_stopped_by_another_process_and_resumed(hang: str, new_job: Callable[..., FaultJob]) -> None:
-    job = new_job(fault=hang, bad=BAD, until="let go")
+@on_stores(("hang", "local"), ("hang in native code", "local"), ("hang", "s3"))
+def test_stopped_by_another_process_and_resumed(case: str, new_job: Callable[..., FaultJob]) -> None:
+    job = new_job(fault=case, bad=BAD, until="let go")
 
     with Coordinator(job) as coordinator:
         until(lambda: _both_hang(job), "both handlers to hang")
@@ -41,9 +41,9 @@ def test_stopped_by_another_process_and_resumed(hang: str, new_job: Callable[...
     exactly_once(job, status="succeeded")
 
 
-@pytest.mark.parametrize("hang", HANGS)
-def test_timed_out_and_resumed(hang: str, new_job: Callable[..., FaultJob]) -> None:
-    job = new_job(fault=hang, bad=BAD, until="let go", limits=LimitSettings(timeout=4))
+@on_stores(("hang", "local"), ("hang in native code", "s3"))
+def test_timed_out_and_resumed(case: str, new_job: Callable[..., FaultJob]) -> None:
+    job = new_job(fault=case, bad=BAD, until="let go", limits=LimitSettings(timeout=4))
 
     with Coordinator(job) as coordinator:
         until(lambda: job.status() and job.status()["status"] == "running", "the job to run")
@@ -66,8 +66,8 @@ def _both_hang(job: FaultJob) -> bool:
 
 
 @pytest.mark.parametrize(("allowed", "most"), [(2, 2), (0.1, 4)])
-def test_too_many_failures_end_the_job_early(allowed: float, most: int, new_job: Callable[..., FaultJob]) -> None:
-    job = new_job(
+def test_too_many_failures_end_the_job_early(allowed: float, most: int, local_job: Callable[..., FaultJob]) -> None:
+    job = local_job(
         fault="raise",
         bad=list(range(0, 2000, 50)),
         until="fixed",
@@ -92,9 +92,9 @@ def test_too_many_failures_end_the_job_early(allowed: float, most: int, new_job:
     exactly_once(job, status="succeeded")
 
 
-@pytest.mark.parametrize("fault", ["raise", "kill"])
-def test_retry_handles_exactly_the_failed_batches_again(fault: str, new_job: Callable[..., FaultJob]) -> None:
-    job = new_job(fault=fault, bad=BAD, until="fixed")
+@on_stores(("raise", "local"), ("kill", "local"), ("raise", "s3"))
+def test_retry_handles_exactly_the_failed_batches_again(case: str, new_job: Callable[..., FaultJob]) -> None:
+    job = new_job(fault=case, bad=BAD, until="fixed")
     job.run()
     failed = exactly_once(job, status="completed with failures")
     before = {name: job.output.read(name) for name in failed.parts}
@@ -150,9 +150,10 @@ def test_a_complete_job_is_left_as_it_is(local_job: Callable[..., FaultJob]) -> 
     assert len(job.calls()) == calls
 
 
-@pytest.mark.parametrize("fault", [{}, {"fault": "kill", "times": 1}, {"fault": "raise", "times": 2}], ids=str)
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_same_again(fault: dict[str, Any], workers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "fault"), [(1, {}), (2, {"fault": "kill", "times": 1}), (2, {"fault": "raise", "times": 2})], ids=str
+)
+def test_the_same_again(workers: int, fault: dict[str, Any], tmp_path: Path) -> None:
     source = Store(str(tmp_path / "in"))
     firsts = make_input(source)
     results: list[Result] = []
