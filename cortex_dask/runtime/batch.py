@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+import uuid
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -13,7 +14,7 @@ from cortex_dask.io.payload import rows_slice, to_payload
 from cortex_dask.io.reading import Batch
 from cortex_dask.io.results import to_table
 from cortex_dask.io.settings import JobSettings
-from cortex_dask.io.splits import BatchFormat, batch_id
+from cortex_dask.io.splits import BATCH_NAMESPACE, BatchFormat, batch_id
 from cortex_dask.runtime import logs
 from cortex_dask.runtime.failures import Verdict, one_line, shorten
 from cortex_dask.runtime.handling import LoadedHandler
@@ -218,6 +219,7 @@ class Attempts:
                 data, payload = work.batch.data, work.payload()
             else:
                 data, payload = work.piece(start, stop)
+                name = partial(_piece_id, name, start, stop)
             self._cell.begin_call(attempt, rows)
             try:
                 result = self._handler.handle(payload, name)
@@ -233,6 +235,11 @@ class Attempts:
                 error = error.with_traceback(None)
                 error.__context__ = error.__cause__ = None
             return None, error
+
+
+def _piece_id(name: Name, start: int, stop: int) -> str:
+    """Return the id of a piece of a batch: a handler that names its own results by ids must not overwrite one half."""
+    return str(uuid.uuid5(BATCH_NAMESPACE, f"{name()}/{start}-{stop}"))
 
 
 def _traceback(error: BaseException) -> str:

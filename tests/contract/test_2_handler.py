@@ -248,6 +248,20 @@ def test_a_batch_keeps_its_id_when_it_is_tried_again(project: Project) -> None:
     assert job.describe()["batch_metrics"] | {"succeeded": 3, "failed": 2} == job.describe()["batch_metrics"]
 
 
+def test_the_halves_of_a_batch_that_takes_too_much_memory_have_ids_of_their_own(project: Project) -> None:
+    """A handler that names its own results by the batch must not overwrite one half with the other."""
+    project.write(
+        NOTING + "\n\nclass Handler:\n    def __init__(self, config): self.config = config\n\n"
+        "    def handle_batch(self, payload, batch_id):\n"
+        "        if len(payload) > 1:\n            raise MemoryError\n"
+        "        note(self.config, method='handle_batch', payload=payload, batch_id=batch_id)\n"
+    )
+    assert project.run().status == "succeeded"
+    calls = project.calls("handle_batch")
+    assert sorted(call["payload"] for call in calls) == [[number] for number in range(6)]
+    assert len({call["batch_id"] for call in calls}) == 6
+
+
 def test_another_job_gives_other_ids(project: Project) -> None:
     for _ in range(2):
         project.run()
