@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -422,3 +423,40 @@ def test_a_tensorflow_project(place: Place, monkeypatch: pytest.MonkeyPatch) -> 
     fs.put(str(model), f"{path}/models/triple/1", recursive=True)
     shutil.rmtree(model)
     check_tensorflow(place, f"{place.root}/models/triple", "command", python)
+
+
+# the guide ------------------------------------------------------------------------------------------------------------
+
+GUIDE = Path(__file__).parents[2] / "docs" / "migrating-from-cortex.md"
+
+
+def test_the_commands_of_the_guide_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = GUIDE.read_text()
+    files = {
+        **FILES,
+        "cortex.yaml": CORTEX_YAML.replace("NAME", "image-classifier"),
+        "handler.py": HANDLER.replace("DESCRIBE", "return len(sample)"),
+    }
+    write_project(tmp_path / "classifier", files)
+    (job,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    job = job.replace('"s3://my-bucket/results"', json.dumps(str(tmp_path / "results")))
+    (tmp_path / "job.json").write_text(job)
+    (python,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setenv("DASK_CONFIG", str(tmp_path / "dask"))
+    monkeypatch.setenv("DASK_CORTEX_DASK__CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DASK_CORTEX_DASK__STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(cx.__file__).parents[1]), prepend=os.pathsep)
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "cortex-dask"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m cortex_dask "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+
+    commands = re.findall(r"^    \$ (.*)", text, re.MULTILINE)
+    assert len(commands) > 15
+    (tmp_path / "guide.py").write_text(python)
+    commands.insert(-1, f"{sys.executable} guide.py")
+    for command in commands:
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert len(list((tmp_path / "results").iterdir())) == 4
