@@ -412,6 +412,16 @@ class TestDocuments:
                 "includes: found '**'; allowed is a list of globs",
             ),
             ("item_list: {items: [1], batch_size: 1}\nworkers: 0", "job.yaml: workers: found 0"),
+            ("item_list: {items: [1], batch_size: 1}\ntimeout: 0.5", "job.yaml: timeout: found 0.5; allowed is"),
+            (
+                "item_list: {items: [1], batch_size: 1}\nsqs_dead_letter_queue: {max_receive_count: 1}",
+                "sqs_dead_letter_queue.arn: is missing",
+            ),
+            (
+                "item_list: {items: [1], batch_size: 1}\n"
+                "sqs_dead_letter_queue: {arn: 'arn:aws:sqs:us-west-2:123456789012:q', max_receive_count: 0}",
+                "sqs_dead_letter_queue.max_receive_count: found 0; allowed is a whole number from 1 on",
+            ),
             ("item_list: {items: [1, 2", "job.yaml:2: this is no YAML"),
         ],
     )

@@ -339,6 +339,7 @@ class Handler:
         other.deploy_batch_api({"name": "doubler", "kind": "BatchAPI", "handler": {"config": {"factor": 2}}}, Doubler)
         job = other.submit("doubler", self.config["input"], self.config["output"], workers=1, batch_size=50)
         other.stream_job_logs("doubler", job["job_id"])
+        cortex.client("other").stop_job("doubler", job["job_id"])  # it has ended, and stays as it is
         found = other.get_job("doubler", job["job_id"])
         other.patch({"name": "doubler", "kind": "BatchAPI", "handler": {"config": {"factor": 3}}})
         versions = len(other.get_api("doubler")["api_versions"])
