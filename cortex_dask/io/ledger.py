@@ -20,7 +20,7 @@ from cortex_dask.io.store import Store
 __all__ = ["Appended", "Ledger"]
 
 _READERS = 16  # concurrent reads of segments: hides the latency of object stores
-_READ_AHEAD = 256  # segments decoded at a time, so that memory does not grow with the log
+_READ_AHEAD = 64  # segments in memory at a time, each of up to some MB: memory does not grow with the log
 
 
 @dataclass(frozen=True, slots=True)

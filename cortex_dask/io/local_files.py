@@ -56,7 +56,7 @@ class LocalFiles:
             file.seek(start)
             return file.read(stop - start)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | bytearray) -> None:
         """Write a temporary file and rename it."""
         path = self.path(name)
         temporary = _write_temporary(path, data, durable=False)
@@ -224,7 +224,7 @@ def _with_parents(call: Callable[[], _T], path: str, exists: str | None = None) 
     return call()
 
 
-def _write_temporary(path: str, data: bytes, *, durable: bool) -> str:
+def _write_temporary(path: str, data: bytes | bytearray, *, durable: bool) -> str:
     """Write a hidden file beside ``path``; leave nothing behind if that fails."""
     temporary = _temporary_name(path)
     descriptor = _with_parents(lambda: _open_new(temporary), path)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ __all__ = ["MANIFEST", "SUCCESS", "OutputDirectory", "staging_prefix"]
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
 _STAGING = "_temporary"
-_LINES = 10_000  # of the manifest that are written at a time
+_LISTED = 10_000  # parts that are listed at a time
 
 
 def staging_prefix(job_id: str) -> str:
@@ -87,24 +88,38 @@ class OutputDirectory:
 
     def _reserve(self) -> list[str]:
         names = self.store.names()
-        others = sorted({_owner(name) for name in names if name.startswith(f"{_STAGING}/")} - {self._token})
+        others = self._others(names)
         held = [name for name in names if not name.startswith(f"{_STAGING}/")]
         if self._settings.mode == "error" and held:
             raise OutputError(
-                f"the output directory {self.store.url} holds {len(held)} files already (for example {held[0]}): "
+                f"the output directory {self.store.url} holds {_files(len(held))} already (for example {held[0]}): "
                 "choose an empty one, or say mode 'append' or 'overwrite'"
             )
-        if others and self._settings.mode != "overwrite":
-            owner = self._reserved_by(others[0])
-            raise OutputError(
-                f"the job {owner} is writing to {self.store.url}, or was left unfinished there: wait for it, "
-                "resume it, or choose another output directory"
-            )
+        self._refuse(others)
         self.store.write(
             self._reservation,
             orjson.dumps({"job_id": self._job_id, "mode": self._settings.mode}),
         )
+        # Whoever has looked at the same moment has seen nobody; after both have written, at least one sees the other.
+        if newcomers := self._others(self.store.names(f"{_STAGING}/")) - others:
+            try:
+                self._refuse(newcomers)
+            except OutputError:
+                self.release()
+                raise
         return [name for name in held if not name.startswith("_") and "/_" not in name]
+
+    def _others(self, names: Iterable[str]) -> set[str]:
+        """Return the tokens of other jobs that write here, or were left unfinished."""
+        return {_owner(name) for name in names if name.startswith(f"{_STAGING}/")} - {self._token}
+
+    def _refuse(self, others: set[str]) -> None:
+        if others and self._settings.mode != "overwrite":
+            owner = self._reserved_by(min(others))
+            raise OutputError(
+                f"the job {owner} is writing to {self.store.url}, or was left unfinished there: wait for it, "
+                "resume it, or choose another output directory"
+            )
 
     def is_reserved(self) -> bool:
         """Return whether the directory is marked as the job's."""
@@ -133,6 +148,30 @@ class OutputDirectory:
     def published(self) -> dict[str, int]:
         """Return the names and sizes in bytes of this job's parts that are in place."""
         return {name: size for name, size in self.store.sizes("part-").items() if f"-{self._token}." in name}
+
+    def missing(self, parts: Iterable[Part], splits: int) -> Iterator[Part]:
+        """Yield the parts that are not in place in their full size.
+
+        Parameters
+        ----------
+        parts : iterable of Part
+            The job's parts.
+        splits : int
+            The numbers of all splits are below this.
+        """
+        if self.store.is_local:
+            yield from (part for part in parts if self.store.size(part.name) != part.bytes)
+            return
+        # A number for each split, whatever the length of the names, from some listings.
+        sizes = array("q", bytes(8 * splits))
+        for first in range(0, splits, _LISTED):
+            for name, size in self.store.sizes(f"part-{first:06d}"[: -len(str(_LISTED)) + 1]).items():
+                if f"-{self._token}." in name and _number(name) < splits:
+                    sizes[_number(name)] = size
+        for part in parts:
+            number = _number(part.name)
+            if number >= splits or sizes[number] != part.bytes:
+                yield part
 
     def publish(self, part: Part) -> None:
         """Put a staged part in its final place; doing so again changes nothing."""
@@ -172,6 +211,7 @@ class OutputDirectory:
         """
         earlier = self._earlier() if self._settings.mode == "append" else iter(())
         own = ({"name": part.name, "rows": part.rows, "bytes": part.bytes} for part in parts)
+        stale = set(replaced)
         rows = size = 0
         document = {
             "version": 1,
@@ -180,22 +220,16 @@ class OutputDirectory:
             "format": self._settings.format,
             "schema": schema,
         }
-        with self.store.stage(MANIFEST) as file:
-            # A line for each part, written as it comes: a job of a million splits has a million parts.
-            file.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).removesuffix(b"\n}") + b',\n  "parts": [')
-            lines: list[bytes] = []
-            for count, item in enumerate(itertools.chain(earlier, own)):
-                rows, size = rows + item["rows"], size + item["bytes"]
-                lines.append((b",\n    " if count else b"\n    ") + orjson.dumps(item))
-                if len(lines) == _LINES:
-                    file.write(b"".join(lines))
-                    lines = []
-            totals = orjson.dumps({"rows": rows, "bytes": size}, option=orjson.OPT_INDENT_2).removeprefix(b"{")
-            file.write(b"".join(lines) + b"\n  ]," + totals + b"\n")
-            file.commit()
+        # A line for each part, encoded as it comes: a job of a million splits has a million of them.
+        text = bytearray(orjson.dumps(document, option=orjson.OPT_INDENT_2).removesuffix(b"\n}") + b',\n  "parts": [')
+        for count, item in enumerate(itertools.chain(earlier, own)):
+            rows, size = rows + item["rows"], size + item["bytes"]
+            stale.discard(item["name"])
+            text += (b",\n    " if count else b"\n    ") + orjson.dumps(item)
+        text += b"\n  ]," + orjson.dumps({"rows": rows, "bytes": size}, option=orjson.OPT_INDENT_2).removeprefix(b"{")
+        self.store.write(MANIFEST, text)
         if self._settings.mode == "overwrite":
-            # Not the job's own: it may have been found here by the run of the job that began again.
-            self.store.delete(*(name for name in replaced if f"-{self._token}." not in name))
+            self.store.delete(*sorted(stale))
 
     def _earlier(self) -> Iterator[dict[str, Any]]:
         manifest = self.manifest() or {"parts": []}
@@ -211,6 +245,15 @@ class OutputDirectory:
         if self.store.is_local:
             with contextlib.suppress(OSError):  # not empty: another job has staged something there
                 Path(self.store.path(_STAGING)).rmdir()
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _number(part: str) -> int:
+    """Return which split a part is of."""
+    return int(part.split("-", 2)[1])
 
 
 def _owner(name: str) -> str:

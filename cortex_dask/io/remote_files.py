@@ -93,7 +93,7 @@ class RemoteFiles:
                 return b""
             raise
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | bytearray) -> None:
         """Put a file."""
         fs, path = self.file_system(), self.path(name)
         self._make_parent(fs, path)

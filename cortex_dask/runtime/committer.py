@@ -22,6 +22,7 @@ __all__ = ["Committer"]
 
 _SEGMENT_RECORDS = 1000
 _PUBLISHERS = 8  # server-side copies at a time on an object store
+_MOST_WAITING = 10_000  # parts that wait to be copied; a store that is slower than the job makes the job wait
 
 
 class Committer:
@@ -63,6 +64,7 @@ class Committer:
         self._hurry = threading.Event()
         self._began = time.monotonic()
         self._pool: ThreadPoolExecutor | None = None
+        self._room = threading.Semaphore(_MOST_WAITING)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="cortex-dask-committer", daemon=True)
         self._thread.start()
@@ -140,7 +142,15 @@ class Committer:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_PUBLISHERS, thread_name_prefix="cortex-dask-publish")
-        self._pool.submit(output.publish, part)  # whatever fails here is published when the job is sealed
+        self._room.acquire()  # what waits here is in memory
+
+        def publish() -> None:
+            try:
+                output.publish(part)
+            finally:
+                self._room.release()
+
+        self._pool.submit(publish)  # whatever fails here is published when the job is sealed
 
     def _discard(self, record: SplitRecord) -> None:
         """Remove what an attempt left that did not count; it is invisible anyway, so a failure to do so is no harm."""

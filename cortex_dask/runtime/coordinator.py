@@ -8,6 +8,7 @@ started again, anywhere, and goes on where the ledger ends. The story of a job, 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import queue
 import threading
@@ -48,6 +49,7 @@ _STORAGE_DELAY = 1.0  # seconds before the first of those, doubled each time
 _STOP_CHECK = 1.0  # seconds between two looks for a request to stop
 _STOP_GRACE = 6.0  # seconds that running splits get to answer "stopped"
 _PUBLISHERS = 16  # server-side copies at a time on an object store
+_PUBLISHED = 1_000  # parts that are handed to them together
 
 
 def run_job(
@@ -452,7 +454,7 @@ class Coordinator:
             if self._tally.failed_batches - seen > bound:
                 raise _Ended(
                     "worker error",
-                    f"stopped early: {self._tally.failed_batches} batches failed for good, "
+                    f"stopped early: {_batches(self._tally.failed_batches)} failed for good, "
                     f"max_failed_batches allows {bound:g}",
                 )
         self._check_stop()
@@ -492,15 +494,14 @@ class Coordinator:
         """Roll forward: put every part of the ledger in place that is not there in its full size."""
         if not output.eager:
             output.unseal()
-        published = output.published()
-        missing = (part for part in self._parts() if published.get(part.name) != part.bytes)
+        missing = output.missing(self._parts(), self._total_splits)
         if output.store.is_local:
             for part in missing:
                 output.publish(part)
         else:
             with ThreadPoolExecutor(_PUBLISHERS) as pool:
-                for _ in pool.map(output.publish, missing):
-                    pass
+                while wave := list(itertools.islice(missing, _PUBLISHED)):  # what waits is in memory
+                    list(pool.map(output.publish, wave))
 
     def _parts(self) -> Iterator[Part]:
         return (record.part for record in self._ledger.records() if record.part is not None)
@@ -610,6 +611,10 @@ class Coordinator:
 def _repeat(split: Split, number: int, only: tuple[int, ...], batch_size: int) -> Split:
     rows = None if split.rows is None else sum(min(batch_size, split.rows - index * batch_size) for index in only)
     return Split(number, split.pieces, rows, len(only), split.bytes, base=split.number, only=only)
+
+
+def _batches(number: int) -> str:
+    return "1 batch" if number == 1 else f"{number} batches"
 
 
 def _is_complete(document: Document) -> bool:
