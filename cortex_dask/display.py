@@ -35,6 +35,7 @@ Status = Mapping[str, Any]
 
 _SECONDS_BETWEEN_LINES = 10.0  # often enough to see that a job lives, seldom enough for a log file
 _SHARE_BETWEEN_LINES = 0.10
+_TO_BE_RESUMED = ("worker error", "out of memory", "timed out", "stopped", "failed while enqueuing")
 
 
 class Display(Protocol):
@@ -223,7 +224,8 @@ class NotebookDisplay:
 
 def progress_line(status: Status) -> str:
     """Return one line about a running job, e.g. ``"digits: running, 12 of 40 batches (30 %), 5,210 rows/s, …"``."""
-    return f"{status.get('api_name', 'job')}: {_words(Progress.from_status(status))}"
+    words = _words(Progress.from_status(status)) + (", nobody runs it any more" if status.get("abandoned") else "")
+    return f"{status.get('api_name', 'job')}: {words}"
 
 
 def _words(progress: Progress, *, beside_bar: bool = False) -> str:
@@ -274,7 +276,7 @@ def next_commands(status: Status, *, environment: str | None = None) -> list[tup
     commands = [("logs", f"cortex-dask logs{flag} {job}")]
     if status.get("status") == "completed with failures":
         commands.append(("retry", f"cortex-dask retry{flag} {job} --failed"))
-    elif status.get("status") in ("worker error", "out of memory", "timed out", "stopped", "failed while enqueuing"):
+    elif status.get("abandoned") or status.get("status") in _TO_BE_RESUMED:
         commands.append(("resume", f"cortex-dask resume{flag} {job}"))
     return commands
 

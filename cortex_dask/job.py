@@ -19,7 +19,7 @@ from cortex_dask.errors import (
     JobTimedOutError,
 )
 from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.progress import FINAL_STATUSES, STATUSES, Progress, parse_time
+from cortex_dask.progress import FINAL_STATUSES, STATUSES, Progress, duration, parse_time
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,14 +111,18 @@ class Job:
     def describe(self) -> dict[str, Any]:
         """Return the status document.
 
-        A job whose coordinator has gone keeps the last status that it wrote; ``status_reason`` says so then.
+        A job whose coordinator has gone keeps the last status that it wrote; ``status_reason`` then says so, and how
+        to go on, and the key ``abandoned`` is there.
         """
         document: dict[str, Any] | None = self._directory.read_json("status.json")
         if document is None:
             document = self._first_document()
         if self._is_abandoned(document):
-            command = dict(next_commands({**document, "status": "stopped"}, environment=self._environment))["resume"]
-            document["status_reason"] = f"nobody runs this job any more, go on with: {command}"
+            document.update(abandoned=True, eta=None)
+            command = dict(next_commands(document, environment=self._environment))["resume"]
+            document["status_reason"] = (
+                f"nobody runs this job any more (no coordinator is alive{_last_sign(document)}), go on with: {command}"
+            )
         return document
 
     @property
@@ -271,6 +275,7 @@ class Job:
         while document["status"] not in FINAL_STATUSES or self.is_run_here:
             if not self.is_live(document):
                 ended = {**document, "status": "stopped", "status_reason": reason, "end_time": _now()}
+                ended.pop("abandoned", None)
                 self._directory.write_json("status.json", ended)
                 return
             if time.monotonic() > deadline:
@@ -462,9 +467,10 @@ class Job:
 
 def _failures_message(document: dict[str, Any], environment: str | None) -> str:
     commands = dict(next_commands(document, environment=environment))
+    whose = "its" if document["failed_batches"] == 1 else "their"
     return (
-        f"the job {document['job_id']} completed, but {document['failed_batches']} batches failed for good and their "
-        f"rows are not in the output. Look at them with job.failures() or {commands['logs']} --level error; "
+        f"the job {document['job_id']} completed, but {_batches(document['failed_batches'])} failed for good and "
+        f"{whose} rows are not in the output. Look at them with job.failures() or {commands['logs']} --level error; "
         f"handle them again with job.retry_failed() or {commands['retry']}"
     )
 
@@ -478,6 +484,16 @@ def _failed_message(document: dict[str, Any], environment: str | None) -> str:
     if "resume" in commands:
         message += f". See its log with: {commands['logs']}. Go on with: {commands['resume']}"
     return message
+
+
+def _batches(number: int) -> str:
+    return "1 batch" if number == 1 else f"{number} batches"
+
+
+def _last_sign(document: dict[str, Any]) -> str:
+    """Return since when a coordinator has been silent; "" if there was none."""
+    heartbeat = (document.get("coordinator") or {}).get("heartbeat")
+    return "" if heartbeat is None else f", the last sign of one was {duration(time.time() - heartbeat)} ago"
 
 
 def _now() -> str:

@@ -77,7 +77,7 @@ def job_table(documents: Sequence[dict[str, Any]]) -> str:
             [
                 str(document["api_name"]),
                 str(document["job_id"]),
-                progress.status,
+                f"{progress.status} (no coordinator)" if document.get("abandoned") else progress.status,
                 progress.batches_words().removesuffix(" batches"),
                 count(progress.failed_batches),
                 count(progress.rows_in),

@@ -334,7 +334,8 @@ class _Run:
             indexes = list(range(unread.first, split.batches))
         else:
             indexes = [unread.first]  # nobody knows how many follow; this one stands for them all
-        logs.logger.error("split %d: %d batches are not handled: %s", split.number, len(indexes), unread.verdict.error)
+        many = "1 batch is" if len(indexes) == 1 else f"{len(indexes)} batches are"
+        logs.logger.error("split %d: %s not handled: %s", split.number, many, unread.verdict.error)
         self._batches += len(indexes)
         self._failed += len(indexes)
         self._failures.add_unread(indexes, unread.verdict)

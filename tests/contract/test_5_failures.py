@@ -216,7 +216,7 @@ class TestQueue:
         wait_for(project.attempts, "the first batch")
         queue.delete()
         project.go.touch()
-        with pytest.warns(UserWarning, match="1 batches failed for good"):
+        with pytest.warns(UserWarning, match="1 batch failed for good"):
             job.wait(60)
         document = job.describe()
         assert (document["status"], document["undelivered"]) == ("completed with failures", 1)
@@ -224,7 +224,7 @@ class TestQueue:
         assert job.failures()["payload"].tolist() == [[{"id": number} for number in range(20, 30)]]
 
         queue.create()
-        with pytest.warns(UserWarning, match="1 batches failed for good"):
+        with pytest.warns(UserWarning, match="1 batch failed for good"):
             job.resume().wait(60)
         assert (job.describe()["undelivered"], len(queue.receive())) == (0, 1)
         assert project.attempts()[20] == len(project.lines("completed")) == 1
@@ -332,7 +332,7 @@ class TestCompletion:
         assert len(project.lines("completed")) == 2
 
         project.cured.touch()
-        with pytest.warns(UserWarning, match="1 batches failed for good"):
+        with pytest.warns(UserWarning, match="1 batch failed for good"):
             job.resume().wait(60)
         assert len(project.lines("completed")) == 3
         job.retry_failed().wait(60)

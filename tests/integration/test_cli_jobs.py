@@ -447,7 +447,7 @@ class TestPython:
             cx.run("project", "nowhere", "out", progress=False)
 
     def test_a_warning_says_how_many_batches_failed(self, folder):
-        with pytest.warns(UserWarning, match="1 batches failed for good"):
+        with pytest.warns(UserWarning, match="1 batch failed for good"):
             cx.run("project", "in", "out", batch_size=25, max_attempts=1, config={"unlucky": 7}, progress=False)
 
     def test_a_failed_job_raises(self, folder):

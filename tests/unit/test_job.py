@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cortex_dask.cli.show import job_table
+from cortex_dask.display import summary
 from cortex_dask.errors import InputError, JobFailedError, JobNotFoundError, JobStoppedError, JobTimedOutError
 from cortex_dask.io.job_directory import JobDirectory, encode_schema
 from cortex_dask.io.ledger import Ledger
@@ -94,7 +96,15 @@ class TestStatus:
         dead = {"id": "x", "host": socket.gethostname(), "pid": os.getpid(), "heartbeat": time.time() - 3600}
         end(directory, "running", coordinator=dead)
 
-        assert "cortex-dask resume digits job-1" in job.describe()["status_reason"]
+        document = job.describe()
+        assert document["status"] == job.status == "running"
+        reason = document["status_reason"]
+        assert reason.startswith("nobody runs this job any more (no coordinator is alive, the last sign of one was 1 h")
+        assert reason.endswith("go on with: cortex-dask resume digits job-1")
+        assert "no coordinator is alive" in job._repr_html_()
+        assert "cortex-dask resume digits job-1" in summary(document)
+        assert "nobody runs it any more" in repr(job)
+        assert "running (no coordinator)" in job_table([document])
         with pytest.raises(JobFailedError, match="nobody runs this job any more"):
             job.wait()
 
@@ -135,6 +145,13 @@ class TestWait:
 
         with pytest.warns(UserWarning, match=r"2 batches failed for good .* cortex-dask retry digits job-1 --failed"):
             assert job.wait() is job
+
+    def test_one_failed_batch_is_said_in_the_singular(self, directory, tmp_path):
+        job = make(directory, tmp_path)
+        end(directory, "completed with failures", failed_batches=1)
+
+        with pytest.warns(UserWarning, match="but 1 batch failed for good"):
+            job.wait()
 
     def test_waiting_ends_when_another_process_ends_the_job(self, directory, tmp_path):
         job = make(directory, tmp_path)
