@@ -466,14 +466,14 @@ def _dry_run(resolved: ResolvedJob) -> DryRun:
 def attend(job: Job, display: Display, on_interrupt: Callable[[], None] | None = None) -> dict[str, Any]:
     """Show a job until it has ended.
 
-    When the user interrupts, a job that runs in this process is stopped in good order before the interrupt goes on; one
-    that another process runs is left alone.
+    When the user interrupts, or nobody reads what is shown any more (``| head``), a job that runs in this process is
+    stopped in good order before the interrupt goes on; one that another process runs is left alone.
     """
     try:
         return job.watch(display)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError) as error:
         if job.is_run_here:
-            if on_interrupt is not None:
+            if on_interrupt is not None and not isinstance(error, BrokenPipeError):
                 on_interrupt()
             job.stop()
         raise

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cortex_dask.errors import JobFailedError
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings, LimitSettings, OutputSettings
 from cortex_dask.io.splits import Plan, Split
@@ -257,7 +258,10 @@ def run_sample(resolved: ResolvedJob, batches: int) -> Sample:
         job = Job(directory.url, cluster="local").start()
         job.watch(SilentDisplay())
         elapsed = time.perf_counter() - began
-        job.raise_unless_complete(warn=False)
+        document = job.describe()
+        if document["status"] not in ("succeeded", "completed with failures"):  # nothing to look at or resume is left
+            reason = f"the sample ended with the status {document['status']!r}: {document['status_reason']}"
+            raise JobFailedError(reason, status=document["status"])
         return _report(job, planned, elapsed, workers=settings.workers)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cortex_dask import project
 from cortex_dask.api_spec import ApiSpec, load_apis
-from cortex_dask.errors import SpecError
+from cortex_dask.errors import OutputError, SpecError
 from cortex_dask.io.settings import ComputeSettings, JobSettings, LimitSettings, OutputSettings, SampleInput
 from cortex_dask.io.splits import DatasetInput
 from cortex_dask.mistakes import validate
@@ -122,6 +122,7 @@ def resolve(
         limits=_limits(spec),
     )
     _check_keep(settings, items)
+    _check_output(settings)
     return ResolvedJob(
         settings,
         source.archive,
@@ -217,7 +218,7 @@ def _absolute_path(path: str, folder: Any) -> str:
         return path
     path = os.path.expanduser(path)  # noqa: PTH111 - a Path would drop the slash at the end, which prefixes mind
     if not os.path.isabs(path):  # noqa: PTH117 - as above
-        path = f"{folder()}/{path}"
+        path = f"{str(folder()).rstrip('/')}/{path}"
     end = "/" if path.endswith("/") else ""
     return os.path.normpath(path).rstrip("/") + end or "/"
 
@@ -269,6 +270,24 @@ def _samples(spec: Mapping[str, Any], items: EncodedItems | None) -> SampleInput
             files = spec[kind]
             return SampleInput(kind, tuple(files.get("includes", ())), tuple(files.get("excludes", ())))
     return None
+
+
+def _check_output(settings: JobSettings) -> None:
+    """Refuse an output that a later job over the same input would read as well."""
+    if settings.output is None or settings.samples is not None:
+        return
+    output = f"{settings.output.url.rstrip('/')}/"
+    for path in settings.dataset.paths:
+        folder = f"{path.rstrip('/')}/"
+        inside = output.removeprefix(folder) if output.startswith(folder) else None
+        if inside is None or any(part.startswith(("_", ".")) for part in inside.split("/")):
+            continue  # readers skip such names
+        if inside or settings.output.mode != "error":
+            what = "lies in the input" if inside else "is the input"
+            raise OutputError(
+                f"the output directory {settings.output.url} {what} directory {path}: jobs would read it as input, "
+                "choose another"
+            )
 
 
 def _check_keep(settings: JobSettings, items: EncodedItems | None) -> None:

@@ -88,18 +88,26 @@ def _explained(error: Exception) -> tuple[str, int]:
 def interruptible() -> Iterator[None]:
     """Make Ctrl-C and SIGTERM raise :class:`KeyboardInterrupt` once, to stop in good order; the second one kills.
 
+    So does SIGHUP, when the terminal is closed, unless ``nohup`` has this process ignore it.
+
     Handler processes end by themselves when this process is gone.
     """
     asked = False
+    terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
             os._exit(STOPPED)
         asked = True
+        if number == signal.SIGHUP:
+            _write_nowhere(terminals)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
@@ -107,3 +115,11 @@ def interruptible() -> Iterator[None]:
             for number, handler in before.items():
                 signal.signal(number, handler)
         sys.stdout.flush()
+
+
+def _write_nowhere(descriptors: list[int]) -> None:
+    """Let what is still said vanish: writing to a terminal that is gone fails."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)

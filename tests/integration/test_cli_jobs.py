@@ -318,7 +318,7 @@ class TestInterrupts:
         assert process.poll() is None, process.communicate()
         return process
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_an_interrupt_stops_the_job_and_it_can_be_resumed(self, folder, number):
         process = self.begin(folder)
 
@@ -331,6 +331,18 @@ class TestInterrupts:
         assert "cortex-dask resume doubler" in out
         assert json.loads(command("get", "doubler", "latest", "-o", "json").stdout)["status"] == "stopped"
         assert 0 < len(rows()) < 400
+        (folder / "hurry").touch()
+        assert command("resume", "doubler", "latest").exit_code == 0
+        assert rows() == EVERY_ROW
+
+    def test_a_reader_that_goes_away_stops_the_job(self, folder):
+        process = self.begin(folder)
+        process.stdout.close()
+        process.stderr.close()
+
+        process.wait(timeout=60)
+
+        assert json.loads(command("get", "doubler", "latest", "-o", "json").stdout)["status"] == "stopped"
         (folder / "hurry").touch()
         assert command("resume", "doubler", "latest").exit_code == 0
         assert rows() == EVERY_ROW
