@@ -378,7 +378,11 @@ def check_tensorflow(place: Place, model: str, way: str, python: str = sys.execu
     project = write_project(place.folder / "tensorflow-project", files)
     before = fingerprint(project)
     items = [[number, 2] for number in range(5)]
-    asked = {"workers": 1, "item_list": {"items": items, "batch_size": 2}, "config": {"dest_dir": place.dest}}
+    asked: dict[str, Any] = {
+        "workers": 1,
+        "item_list": {"items": items, "batch_size": 2},
+        "config": {"dest_dir": place.dest},
+    }
     if way == "python":
         document = cx.run(project, progress=False, **asked).describe()
     else:
