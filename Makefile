@@ -39,7 +39,7 @@ test: $(VENV)/.installed-test
 
 # Two at a time: they wait for downloads and for processes.
 test-examples: $(VENV)/.installed-test
-	CORTEX_DASK_EXAMPLES=$(abspath $(VENV))/examples $(BIN)/python -m pytest -n 2 -m examples $(or $(TESTS),tests/examples)
+	CORTEX_DASK_EXAMPLES=$(abspath $(VENV))/examples $(BIN)/python -m pytest -n 2 -m examples $(or $(TESTS),tests/examples tests/contract)
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check
