@@ -10,10 +10,9 @@
 ``delivered/…``           which dead letters have been delivered to where the submission says
 ``completed.json``        ``on_job_complete`` has succeeded; with the metrics that it pushed
 ``logs/…``                chunks of log lines
-``status.json``           the status document, refreshed while the job runs
+``status.json``           the status document, refreshed while the job runs, with the coordinator's heartbeat
 ``metrics.json``          what the handler pushed
 ``control/stop.json``     a request to stop: ``{"status": "stopped" | "timed out", "reason": …}``
-``coordinator.json``      who runs the job now, with a heartbeat
 ========================  ====================================================================================
 """
 
