@@ -298,6 +298,7 @@ class Coordinator:
                     self._committer.hurry()
                 self._check_limits()
                 self._wait()
+            self._check_failures()  # the last splits may have ended all at once
         except BaseException as error:
             self._halt(error)
             raise
@@ -446,6 +447,10 @@ class Coordinator:
 
     def _check_limits(self) -> None:
         self._check_time()
+        self._check_failures()
+        self._check_stop()
+
+    def _check_failures(self) -> None:
         allowed = self._settings.limits.max_failed_batches
         if allowed is not None:
             bound = allowed if allowed >= 1 or allowed == 0 else allowed * self._tally.total_batches
@@ -457,7 +462,6 @@ class Coordinator:
                     f"stopped early: {_batches(self._tally.failed_batches)} failed for good, "
                     f"max_failed_batches allows {bound:g}",
                 )
-        self._check_stop()
 
     def _check_time(self) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:

@@ -184,6 +184,13 @@ class TestSubmit:
         assert done.exit_code == 1, done.output
         assert "max_failed_batches" in done.output
 
+    def test_too_many_failures_at_the_very_end_count_as_well(self, folder):
+        done = submit("--config", "unlucky=10", "--batch-size", 400, "--max-failed-batches", 0, "--max-attempts", 1)
+
+        assert done.exit_code == 1, done.output
+        assert "max_failed_batches" in done.output
+        assert command("resume", "doubler", "latest").exit_code == 3
+
     def test_the_same_job_id_again_is_the_same_job(self, folder):
         first = submit("--job-id", "nightly", "-o", "json")
         second = submit("--job-id", "nightly", "-o", "json")
