@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import orjson
-
 from cortex_dask.clusters import make_cluster
 from cortex_dask.clusters.base import Cluster
 from cortex_dask.errors import CortexDaskError, InputError, JobRunningError
@@ -29,6 +27,7 @@ from cortex_dask.io.records import Outcome, Part, SplitRecord, SplitTask
 from cortex_dask.io.splits import PlanHeader, Split
 from cortex_dask.runtime.committer import Committer
 from cortex_dask.runtime.delivery import make_delivery
+from cortex_dask.runtime.retries import plan_retries, read_retries
 from cortex_dask.runtime.schema_election import SchemaElection
 from cortex_dask.runtime.source import SplitSource
 from cortex_dask.runtime.status import Document, Pulse, StatusBoard, running_elsewhere
@@ -207,7 +206,9 @@ class Coordinator:
             header = planned or self._enqueue()
             self._replay(header)
             if retry:
-                self._plan_retries()
+                added = plan_retries(self._job, header, self._tally, self._ledger, self._retries)
+                self._retries.update(added)
+                self._tally.add_retries(added)
             self._begin(header)
             self._cluster.start(self._job.url, self._settings, self._on_event)
             self._process(header)
@@ -258,7 +259,7 @@ class Coordinator:
 
     def _replay(self, header: PlanHeader) -> None:
         """Add up what the ledger holds."""
-        self._retries = {split.number: split for split in self._retry_splits()}
+        self._retries = read_retries(self._job)
         self._tally = Tally(header, self._retries)
         for record in self._ledger.refresh():
             self._tally.add(record)
@@ -288,6 +289,16 @@ class Coordinator:
             on_error=lambda error: self._inbox.put(lambda: _throw(error)),
             delivery=self._delivery,
         )
+
+    def _declared_schema(self) -> str | None:
+        """Return the schema that the submission declares, or that the data has to which the job appends."""
+        output = self._settings.output
+        if output is None or self._output is None:
+            return None
+        schema = output.schema
+        if schema is None and output.mode == "append":
+            schema = (self._output.manifest() or {}).get("schema")
+        return None if schema is None else self._job.settle_schema(schema)
 
     def _process(self, header: PlanHeader) -> None:
         """Keep the window full until every split is in the ledger."""
@@ -565,56 +576,6 @@ class Coordinator:
     def _count_completion(self) -> None:
         """Add what ``on_job_complete`` pushed to the metrics; it is in no record of the ledger."""
         self._tally.metrics.add((self._job.read_json("completed.json") or {}).get("metrics", ()))
-
-    # retries --------------------------------------------------------------------------------------------------------
-
-    def _retry_splits(self) -> Iterator[Split]:
-        for name in self._job.store.names("plan"):
-            if name.startswith("plan/retry-"):
-                for line in self._job.store.read(name).splitlines():
-                    yield Split.from_json(orjson.loads(line))
-
-    def _plan_retries(self) -> None:
-        """Add one split for each split that has batches in the dead letter, of exactly those batches."""
-        failed = self._tally.retryable()
-        planned = {
-            (split.origin, index)
-            for number, split in self._retries.items()
-            if number not in self._ledger
-            for index in split.only or ()
-        }
-        header = self._job.plan_header()
-        if header is None:
-            return
-        number = header.splits + len(self._retries)
-        added: list[Split] = []
-        for split in self._job.splits():
-            only = tuple(index for index in failed.get(split.number, ()) if (split.number, index) not in planned)
-            if only:
-                added.append(_repeat(split, number + len(added), only, header.batch_size))
-        if not added:
-            return
-        generation = sum(1 for name in self._job.store.names("plan") if name.startswith("plan/retry-"))
-        self._job.store.create(
-            f"plan/retry-{generation:04d}.jsonl", b"\n".join(orjson.dumps(split.to_json()) for split in added)
-        )
-        self._retries.update((split.number, split) for split in added)
-        self._tally.add_retries(self._retries)
-
-    def _declared_schema(self) -> str | None:
-        """Return the schema that the submission declares, or that the data has to which the job appends."""
-        output = self._settings.output
-        if output is None or self._output is None:
-            return None
-        schema = output.schema
-        if schema is None and output.mode == "append":
-            schema = (self._output.manifest() or {}).get("schema")
-        return None if schema is None else self._job.settle_schema(schema)
-
-
-def _repeat(split: Split, number: int, only: tuple[int, ...], batch_size: int) -> Split:
-    rows = None if split.rows is None else sum(min(batch_size, split.rows - index * batch_size) for index in only)
-    return Split(number, split.pieces, rows, len(only), split.bytes, base=split.number, only=only)
 
 
 def _batches(number: int) -> str:
