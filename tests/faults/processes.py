@@ -88,6 +88,7 @@ class Child:
 
     def is_stopped(self) -> bool:
         """Whether SIGSTOP holds it."""
+        assert self.alive, f"the process has ended; {self.said()}"
         return psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
 
     def said(self) -> str:
@@ -166,25 +167,24 @@ def _coordinate(job_url: str, moment: Moment | None, retry: bool, patience: floa
 
 def _arm(moment: Moment) -> None:
     """Have the signal sent to this process when the moment comes."""
-    from cortex_dask.io.store import Store
+    from cortex_dask.io.store import StagedFile, Store
 
     lock = threading.Lock()
     seen = 0
 
-    def hit(store: Store, request: str, arguments: Sequence[Any]) -> bool:
+    def hit(url: str) -> bool:
         nonlocal seen
-        name = arguments[1] if request == "publish" else arguments[0] if arguments else ""
-        if not re.search(moment.name, f"{store.url}/{name}"):
+        if not re.search(moment.name, url):
             return False
         with lock:
             seen += 1
             return seen == moment.count
 
-    def wrap(request: str) -> None:
-        original = getattr(Store, request)
+    def wrap(owner: type, request: str, url_of: Callable[..., str]) -> None:
+        original = getattr(owner, request)
 
-        def wrapped(self: Store, *arguments: Any) -> Any:
-            now = hit(self, request, arguments)
+        def wrapped(self: Any, *arguments: Any) -> Any:
+            now = hit(url_of(self, *arguments))
             if now and moment.when == "before":
                 os.kill(os.getpid(), moment.signal)
             result = original(self, *arguments)
@@ -192,10 +192,13 @@ def _arm(moment: Moment) -> None:
                 os.kill(os.getpid(), moment.signal)
             return result
 
-        setattr(Store, request, wrapped)
+        setattr(owner, request, wrapped)
 
     for request in CHANGES if moment.request == "any" else (moment.request,):
-        wrap(request)
+        place = 1 if request == "publish" else 0  # of the name of the file that appears
+        wrap(Store, request, lambda self, *names, place=place: f"{self.url}/{names[place]}" if names else self.url)
+        if request == "write":
+            wrap(StagedFile, "commit", lambda self: self.url)
 
 
 # a Dask cluster -----------------------------------------------------------------------------------------------------
