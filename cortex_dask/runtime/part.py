@@ -84,7 +84,7 @@ class Gathering:
 
     def fit(self, tables: list[pa.Table]) -> list[pa.Table]:
         """Check that rows have types in common with those before; the batch fails if not."""
-        known = [] if self._candidate is None else [self._candidate.empty_table()]
+        known = [] if self._candidate is None else [pa.Table.from_batches([], self._candidate)]
         tables = [table for table in tables if table.num_columns]
         if tables:
             self._candidate = settle([*known, *tables])
