@@ -90,6 +90,8 @@ def start(*arguments, **keywords):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A suite that was started with nohup would hand its deafness on.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         **keywords,
     )
 
