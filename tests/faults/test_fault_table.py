@@ -59,9 +59,9 @@ FAULTS = [
         options={"keep": ("text",)},
     ),
     Fault("rows that do not fit the schema", "another type", None, "exception", "answer"),
-    Fault("exit, always", "exit", None, "crash", r"exited with code 3", failed_attempts=6),
+    Fault("exit, always", "exit", None, "crash", r"exited with code 3", 2, 4, _limits(max_attempts=2)),
     Fault("exit, once", "exit", 1, failed_attempts=2),
-    Fault("segmentation fault, always", "segv", None, "crash", "SIGSEGV", 2, 4, _limits(max_attempts=2)),
+    Fault("segmentation fault, always", "segv", None, "crash", "SIGSEGV", 1, 2, _limits(max_attempts=1)),
     Fault("segmentation fault, once", "segv", 1),
     Fault("SIGKILL, always", "kill", None, "crash", "SIGKILL", 1, 2, _limits(max_attempts=1)),
     Fault("SIGKILL, once", "kill", 1),
@@ -87,7 +87,7 @@ FAULTS = [
     ),
     Fault("stall", "hang", None, "timed out", "stall_timeout", 2, options=_limits(stall_timeout=1.0, max_attempts=2)),
     Fault("memory hog that fits in halves", "hog that fits in halves", None, options={"memory": 400 * MIB}),
-    Fault("memory hog", "hog", None, "out of memory", "limit", options={"memory": 400 * MIB, "batch_size": 4}),
+    Fault("memory hog", "hog", None, "out of memory", "limit", options={"memory": 400 * MIB, "batch_size": 2}),
     Fault("MemoryError that fits in halves", "memory error that fits in halves", None),
     Fault("MemoryError", "memory error", None, "out of memory", "MemoryError"),
 ]
@@ -95,7 +95,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault(fault: Fault, new_job: Callable[..., FaultJob]) -> None:
-    job = new_job(files=2, fault=fault.strikes, times=fault.times, bad=BAD, **fault.options)
+    job = new_job(files=2, workers=1, fault=fault.strikes, times=fault.times, bad=BAD, **fault.options)
 
     job.run()
 
