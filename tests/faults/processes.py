@@ -250,6 +250,7 @@ class DaskHost:
         self.address = until(lambda: _text(folder / "address"), "the scheduler's address")
         self.started = 0
         self.workers = [self._start() for _ in range(workers)]
+        self._resizing = threading.Lock()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
 
@@ -259,10 +260,19 @@ class DaskHost:
 
     def _keep(self) -> None:
         while not self._over.wait(0.05):
-            for place, worker in enumerate(self.workers):
-                if not worker.alive and self.scheduler.alive:
-                    worker.__exit__(None, None, None)
-                    self.workers[place] = self._start()
+            with self._resizing:
+                for place, worker in enumerate(self.workers):
+                    if not worker.alive and self.scheduler.alive:
+                        worker.__exit__(None, None, None)
+                        self.workers[place] = self._start()
+
+    def resize(self, workers: int) -> None:
+        """Start workers, or kill the youngest, until there are so many."""
+        with self._resizing:
+            while len(self.workers) < workers:
+                self.workers.append(self._start())
+            while len(self.workers) > workers:
+                self.workers.pop().__exit__(None, None, None)
 
     def kill(self, pid: int) -> None:
         """Kill one of the workers, perhaps dead already."""
