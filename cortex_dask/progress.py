@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["FINAL_STATUSES", "STATUSES", "Progress", "count", "duration", "moment", "parse_time", "rate", "size"]
+__all__ = [
+    "COMPLETE_STATUSES",
+    "FINAL_STATUSES",
+    "STATUSES",
+    "Progress",
+    "count",
+    "duration",
+    "moment",
+    "parse_time",
+    "rate",
+    "size",
+]
 
 #: The words that :attr:`cortex_dask.Job.status` may be, in the order of a job's life.
 STATUSES = (
@@ -28,6 +39,9 @@ STATUSES = (
 
 #: The statuses that do not change any more, unless the job is resumed or retried.
 FINAL_STATUSES = frozenset(STATUSES[2:])
+
+#: The statuses with which the output is whole.
+COMPLETE_STATUSES = frozenset({"succeeded", "completed with failures"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import psutil
 
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
+from cortex_dask.progress import COMPLETE_STATUSES, FINAL_STATUSES
 from cortex_dask.runtime.metrics import describe
 from cortex_dask.runtime.tally import Tally
 from cortex_dask.runtime.workers import Workers
@@ -28,19 +29,6 @@ from cortex_dask.runtime.workers import Workers
 __all__ = ["FINAL_STATUSES", "Pulse", "StatusBoard", "running_elsewhere"]
 
 _log = logging.getLogger(__name__)
-
-#: The statuses in which nothing runs any more.
-FINAL_STATUSES = frozenset(
-    {
-        "succeeded",
-        "failed while enqueuing",
-        "completed with failures",
-        "worker error",
-        "out of memory",
-        "timed out",
-        "stopped",
-    }
-)
 
 #: A coordinator whose heartbeat is older than this is taken for dead: some missed beats, also on a slow store.
 HEARTBEAT_LIMIT = 15.0
@@ -205,7 +193,12 @@ class Pulse:
         # An object store is asked less often: a request there costs money and tens of milliseconds.
         self._interval = 1.0 if job.store.is_local else 2.0
         self._thread = threading.Thread(target=self._run, name="cortex-dask-pulse", daemon=True)
+        self._claimed = False  # by our first document, which replaces whatever an earlier coordinator has left
+        self._ended = False  # we have written a final status
+        self._beaten = time.time()
         self.errors: list[str] = []
+        #: The status document of the coordinator that has taken the job over or ended it; None: it is ours.
+        self.overtaken: Document | None = None
 
     def start(self) -> None:
         """Write the first document and begin."""
@@ -213,10 +206,14 @@ class Pulse:
         self._thread.start()
 
     def beat(self) -> None:
-        """Write the document now."""
-        self._write_metrics()
+        """Write the document now, unless the job is another coordinator's by now."""
         document = self._board.document()
+        if self.look(document["status"]) is not None:
+            return
+        self._write_metrics()
         self._job.write_json("status.json", document)
+        self._claimed, self._beaten = True, time.time()
+        self._ended = document["status"] in FINAL_STATUSES
         if self._listener is not None:
             try:
                 self._listener(document)
@@ -224,6 +221,36 @@ class Pulse:
                 # It only looks on: the job and its heartbeat go on without it.
                 self._listener = None
                 _log.warning("the job goes on, but is no longer shown: its listener failed", exc_info=True)
+
+    def look(self, status: str = "running") -> Document | None:
+        """Look whether another coordinator has ended the job, or has taken it over while this one seemed dead.
+
+        A process that was suspended, or cut off from its store, must not put its own view over the end of the story:
+        it would turn a job that succeeded into one that timed out.
+
+        Parameters
+        ----------
+        status : str
+            What this coordinator is about to say. That the output is whole is a fact, whoever finds it out; so it
+            stands over another's word that the job was stopped or failed.
+
+        Returns
+        -------
+        dict or None
+            :attr:`overtaken`.
+        """
+        if self.overtaken is None and self._claimed and not self._ended:
+            there: Document | None = self._job.read_json("status.json")
+            if there is not None and self._is_overtaken_by(there, status):
+                self.overtaken = there
+        return self.overtaken
+
+    def _is_overtaken_by(self, there: Document, status: str) -> bool:
+        if there["status"] in FINAL_STATUSES:
+            return status not in COMPLETE_STATUSES or there["status"] in COMPLETE_STATUSES
+        # Two that were started by force share the job; one that was taken for dead leaves it to the other.
+        was_dead = time.time() - self._beaten > HEARTBEAT_LIMIT
+        return was_dead and (there.get("coordinator") or {}).get("id") != self._board.coordinator_id
 
     def _write_metrics(self) -> None:
         version = self._board.metrics_version

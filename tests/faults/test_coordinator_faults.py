@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cortex_dask.io.ledger import Ledger
+from cortex_dask.io.settings import LimitSettings
 from cortex_dask.io.store import Store
 from tests.faults.checks import exactly_once, output_ids, visible
 from tests.faults.conftest import on_stores
@@ -247,3 +249,22 @@ def test_a_coordinator_that_wakes_up_after_another_has_finished(case: str, new_j
 
     exactly_once(job, status="completed with failures")
     assert {name: job.output.read(name) for name in job.output.names()} == before
+
+
+def test_a_coordinator_that_wakes_up_past_its_timeout(tmp_path: Path) -> None:
+    job = make_job(
+        str(tmp_path / "store"), tmp_path / "marks", seconds=0.03, limits=LimitSettings(timeout=3.0), cluster="local"
+    )
+
+    with Coordinator(job, Moment("create", "ledger/", when="after", signal=signal.SIGSTOP)) as sleeper:
+        until(sleeper.is_stopped, "the coordinator to fall asleep")
+        began = time.monotonic()
+        job.run(force=True)
+        exactly_once(job, status="succeeded")
+        until(lambda: time.monotonic() - began > 3.0, "the sleeper's timeout to pass")
+        sleeper.kill(signal.SIGCONT)
+        assert sleeper.join() == 0, sleeper.said()
+        assert sleeper.said().startswith("succeeded"), "it tells what has become of the job"
+
+    exactly_once(job, status="succeeded")
+    assert job.directory.stop_request() is None

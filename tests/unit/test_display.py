@@ -8,7 +8,6 @@ import pytest
 from cortex_dask import display, progress
 from cortex_dask.display import PlainDisplay, SilentDisplay, TerminalDisplay, choose
 from cortex_dask.progress import Progress
-from cortex_dask.runtime import status as runtime_status
 
 
 def document(status="running", done=0, total=40, **changes):
@@ -58,9 +57,6 @@ class TestProgress:
         found = Progress.from_status({})
 
         assert (found.status, found.batches_total, found.share, found.seconds) == ("enqueuing", None, None, None)
-
-    def test_the_final_statuses_are_those_of_the_coordinator(self):
-        assert progress.FINAL_STATUSES == runtime_status.FINAL_STATUSES
 
     @pytest.mark.parametrize(
         ("seconds", "words"),

@@ -72,3 +72,80 @@ def test_a_job_whose_last_status_cannot_be_written_says_so(tmp_path: Path, monke
     shutil.rmtree(Path(job.url, "status.json"))
 
     assert run_job(job.url, cluster="inline")["status"] == "succeeded"
+
+
+def _pulse(job: Any) -> Pulse:
+    pulse = Pulse(job.directory, StatusBoard(job.settings))
+    pulse.beat()
+    return pulse
+
+
+def _said(job: Any) -> str:
+    return str(job.directory.read_json("status.json")["status"])
+
+
+def test_a_coordinator_begins_whatever_an_earlier_one_has_left(tmp_path: Path) -> None:
+    job = make_job(tmp_path, HANDLER)
+    first = _pulse(job)
+    first._board.end("stopped")
+    first.beat()
+    first.beat()
+
+    second = _pulse(job)
+
+    assert _said(job) == "enqueuing"
+    assert (first.overtaken, second.overtaken) == (None, None)
+
+
+@pytest.mark.parametrize("late", ["timed out", "worker error", "completed with failures"])
+def test_what_another_coordinator_has_ended_stays_as_it_is(late: str, tmp_path: Path) -> None:
+    job = make_job(tmp_path, HANDLER)
+    sleeper, other = _pulse(job), _pulse(job)
+    other._board.end("succeeded")
+    other.beat()
+
+    sleeper.beat()
+    sleeper._board.end(late)
+    sleeper.beat()
+
+    assert _said(job) == "succeeded"
+    assert sleeper.overtaken is not None
+    assert sleeper.overtaken["coordinator"]["id"] == other._board.coordinator_id
+
+
+def test_that_the_output_is_whole_stands_over_another_ones_failure(tmp_path: Path) -> None:
+    job = make_job(tmp_path, HANDLER)
+    one, other = _pulse(job), _pulse(job)
+    other._board.end("stopped")
+    other.beat()
+
+    one._board.end("succeeded")
+    one.beat()
+
+    assert _said(job) == "succeeded"
+
+
+def test_a_coordinator_that_was_taken_for_dead_leaves_the_job_to_the_next(tmp_path: Path) -> None:
+    job = make_job(tmp_path, HANDLER)
+    one, other = _pulse(job), _pulse(job)
+    one.beat()
+    assert one.overtaken is None, "both live: somebody has started them by force"
+    other.beat()
+
+    one._beaten -= status.HEARTBEAT_LIMIT + 1
+    one.beat()
+
+    assert one.overtaken is not None
+    assert job.directory.read_json("status.json")["coordinator"]["id"] == other._board.coordinator_id
+
+
+def test_a_job_that_was_stopped_while_its_coordinator_slept_stays_stopped(tmp_path: Path) -> None:
+    job = make_job(tmp_path, HANDLER)
+    pulse = _pulse(job)
+    document = job.directory.read_json("status.json")
+    job.directory.write_json("status.json", {**document, "status": "stopped"})  # as Job.stop does
+
+    pulse.beat()
+
+    assert _said(job) == "stopped"
+    assert pulse.overtaken is not None
