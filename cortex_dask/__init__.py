@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cortex_dask.client import Client, run, submit
     from cortex_dask.errors import (
+        ClusterError,
         CortexDaskError,
         DatasetError,
         HandlerError,
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Client",
+    "ClusterError",
     "CortexDaskError",
     "DatasetError",
     "HandlerError",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cortex_dask.errors import SpecError
+from cortex_dask.kubernetes_spec import KubernetesSpec
 from cortex_dask.mistakes import Document, validate
 from cortex_dask.quantities import ALLOWED, parse_bytes, parse_quantity
 from cortex_dask.submission import Submission, canonical
@@ -197,6 +198,9 @@ class ApiSpec(Document):
     handler: HandlerSpec = Field(description="a mapping with at least the key path")
     compute: ComputeSpec = Field(default_factory=ComputeSpec, description="a mapping")
     networking: Networking | None = Field(default=None, description="a mapping with the key endpoint")
+    kubernetes: KubernetesSpec | None = Field(
+        default=None, description="a mapping with the keys namespace, labels and pod"
+    )
     #: What a submission says where it says nothing else.
     job: Submission = Field(default_factory=Submission, description="a mapping with the keys of a submission")
 

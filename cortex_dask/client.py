@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from cortex_dask.api_client import ApiClient
 from cortex_dask.display import Display, SilentDisplay, choose
-from cortex_dask.errors import JobNotFoundError, SpecError
+from cortex_dask.errors import JobNotFoundError, JobRunningError, SpecError
 from cortex_dask.io.job_directory import JobDirectory, jobs_prefix
 from cortex_dask.io.store import Store
 from cortex_dask.job import Job
@@ -24,7 +24,7 @@ from cortex_dask.job import Job
 if TYPE_CHECKING:
     from cortex_dask.clusters.base import Cluster
     from cortex_dask.environments import Environment
-    from cortex_dask.io.settings import JobSettings
+    from cortex_dask.io.settings import ClusterSettings, JobSettings
     from cortex_dask.sample import DryRun
     from cortex_dask.spec import ResolvedJob
 
@@ -36,7 +36,9 @@ Output = str | Path | Mapping[str, Any]
 
 _READERS = 16  # concurrent reads of status documents: hides the latency of object stores
 #: Settings that two submissions of the same job may differ in.
-_INCIDENTAL = ("api_id", "created_time", "environment")
+_INCIDENTAL = ("api_id", "cluster", "created_time", "environment", "workers_said")
+#: Clusters whose workers are started for the job.
+_BOUGHT = ("gateway", "kubernetes")
 #: Settings whose values are the user's own and are never shown.
 _PRIVATE = ("config", "handler.env", "job_config")
 
@@ -52,7 +54,7 @@ class Options(TypedDict, total=False):
     format: str
     keep: bool | Sequence[str]
     mode: str
-    workers: int
+    workers: int | Mapping[str, int]
     config: Mapping[str, Any]
     timeout: float
     batch_timeout: float
@@ -69,6 +71,8 @@ class Options(TypedDict, total=False):
     dry_run: bool
     sqs_dead_letter_queue: Mapping[str, Any]
     dead_letter: Mapping[str, Any]
+    compute: Mapping[str, Any]
+    cluster_options: Mapping[str, Any]
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -200,7 +204,10 @@ class Client(ApiClient):
         from cortex_dask import spec
 
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        return spec.resolve(self._meant(target), input=source, output=output, **given)
+        made_of = _mapping(given.pop("cluster_options", {}))
+        resolved = spec.resolve(self._meant(target), input=source, output=output, **given)
+        where = dataclasses.replace(resolved.settings.cluster, options=made_of)
+        return dataclasses.replace(resolved, settings=dataclasses.replace(resolved.settings, cluster=where))
 
     def _meant(self, target: Any) -> Any:
         """Return the deployed API of this name, unless a project here is called like that."""
@@ -228,12 +235,15 @@ class Client(ApiClient):
         """
         used = cluster if isinstance(cluster, str) and cluster != "inline" else self.environment.cluster
         known = {"name": self.environment.name, "cluster": used}
-        settings = dataclasses.replace(resolved.settings, environment=known)
+        where = self._place(resolved.settings.cluster, cluster)
+        settings = dataclasses.replace(resolved.settings, environment=known, cluster=where)
+        if not settings.workers_said and where.name in _BOUGHT:
+            settings = dataclasses.replace(settings, workers=1)  # as Cortex does: nothing costs money unasked
         resolved = dataclasses.replace(resolved, settings=settings)
         job = self._handle(settings.api_name, settings.job_id, cluster)
         directory = JobDirectory(job.url)
         try:
-            _check_same(directory.settings(), settings)
+            before = directory.settings()
         except JobNotFoundError:
             try:
                 create_directory(directory, resolved)
@@ -241,7 +251,44 @@ class Client(ApiClient):
                 _check_same(directory.settings(), settings)
                 return job, False
             return job, True
+        _check_same(before, settings)
+        if before.cluster != where and not job.is_live():
+            directory.move(dataclasses.replace(before, cluster=where, environment=known))
         return job, False
+
+    def move(self, job: Job, *, cluster: str | None, options: Mapping[str, Any] | None = None) -> None:
+        """Let a job that does not run go on elsewhere, when it is resumed.
+
+        Parameters
+        ----------
+        job : Job
+            The job.
+        cluster : str, optional
+            Where; None: where it was.
+        options : mapping, optional
+            How that cluster is made; they go over those of the environment.
+
+        Raises
+        ------
+        JobRunningError
+            If the job runs.
+        """
+        if job.is_live():
+            raise JobRunningError(f"the job {job.job_id} is running: stop it first, then let it go on elsewhere")
+        before = job.settings
+        given = dataclasses.replace(before.cluster, options=_mapping(options or {}))
+        JobDirectory(job.url).move(
+            dataclasses.replace(before, cluster=self._place(given, cluster or before.cluster.name))
+        )
+        job.forget()
+
+    def _place(self, given: ClusterSettings, cluster: str | Cluster | None) -> ClusterSettings:
+        """Return where a job runs: what the submission says over what the environment says."""
+        name = cluster if isinstance(cluster, str) else getattr(cluster, "name", None) or self.environment.cluster
+        usual = self.environment.cluster_options if name == self.environment.cluster else {}
+        return dataclasses.replace(
+            given, name=name, options={**usual, **given.options}, gateway=dict(self.environment.gateway)
+        )
 
     # finding --------------------------------------------------------------------------------------------------------
 
@@ -323,7 +370,7 @@ class Client(ApiClient):
 
     def _handle(self, api_name: str, job_id: str, cluster: str | Cluster | None = None) -> Job:
         url = self._store.child(jobs_prefix(api_name, job_id)).url
-        return Job(url, cluster=cluster or self.environment.cluster, environment=self._flag)
+        return Job(url, cluster=cluster, environment=self._flag)
 
 
 @_spelt_out
@@ -367,8 +414,12 @@ def run(
         Input columns that stand beside the returned ones.
     mode : {"error", "append", "overwrite"}
         What to do when the output directory holds data already.
-    workers : int
-        How many handler processes run at the same time.
+    workers : int or mapping
+        How many handler processes run at the same time; ``{"min": 0, "max": 20}``: as there is work for them.
+    compute : mapping
+        What a worker needs, over the API's ``compute``: ``cpu``, ``mem``, ``gpu``, ``inf``, ``node_groups``.
+    cluster_options : mapping
+        How the cluster is made; they go over those of the environment. For ``gateway``: the options of its server.
     config : dict
         Overrides the API's ``config``, key by key.
     timeout, batch_timeout, stall_timeout : float
@@ -500,6 +551,15 @@ def _or_none(job: Job) -> Job | None:
     except JobNotFoundError:
         return None  # a folder whose submission was cut off before job.json
     return job
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    from cortex_dask.spec import plain
+
+    if not isinstance(value, Mapping):
+        raise SpecError(f"cluster_options: found a value of type {type(value).__name__}; a mapping is needed")
+    made: dict[str, Any] = plain(value, "cluster_options")
+    return made
 
 
 def _some(names: Sequence[str]) -> str:

@@ -10,8 +10,8 @@
 Dask reads this from its configuration files and from variables (``DASK_CORTEX_DASK__DEFAULT=production``,
 ``DASK_CORTEX_DASK__ENVIRONMENTS__PRODUCTION__STORE=…``). The functions that change environments write
 ``cortex-dask.yaml`` in the user's folder of Dask's configuration. The environment ``local`` is always there: its store
-is a folder of the user's data, its cluster this machine; ``cortex-dask.store`` and ``cortex-dask.cluster`` override
-these two.
+is a folder of the user's data, its cluster this machine; ``cortex-dask.store``, ``cortex-dask.cluster`` and so on
+override these.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ LOCAL = "local"
 _SECTION = "cortex-dask"
 _SPELLINGS = (_SECTION, "cortex_dask")  # Dask takes both; variables give the second
 _FILE = "cortex-dask.yaml"
-_KEYS = ("store", "cluster")
+_KEYS = ("store", "cluster", "cluster_options", "gateway")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
 
 
@@ -50,6 +50,8 @@ class Environment:
     store: str  # a local path or fsspec URL
     cluster: str = "local"
     is_default: bool = False
+    cluster_options: dict[str, Any] = field(default_factory=dict)  # how the cluster is made
+    gateway: dict[str, Any] = field(default_factory=dict)  # ``options``: what a site calls cpu, memory, gpu, image, env
 
 
 def current(name: str | None = None) -> Environment:
@@ -90,7 +92,9 @@ def list_all() -> list[Environment]:
     return [_environment(name, environments[name], is_default=name == default) for name in names]
 
 
-def configure(name: str, store: str, *, cluster: str | None = None) -> Environment:
+def configure(
+    name: str, store: str, *, cluster: str | None = None, cluster_options: Mapping[str, Any] | None = None
+) -> Environment:
     """Make an environment, or change one.
 
     Parameters
@@ -100,7 +104,10 @@ def configure(name: str, store: str, *, cluster: str | None = None) -> Environme
     store : str
         The folder for APIs and jobs: a local path or any fsspec URL. A relative path is made absolute.
     cluster : str, optional
-        Where jobs run: ``local``, ``inline``, or a scheduler's address; None: as it was, else ``local``.
+        Where jobs run: ``local``, ``inline``, ``gateway``, ``kubernetes``, or a scheduler's address; None: as it was,
+        else ``local``.
+    cluster_options : mapping, optional
+        How that cluster is made; None: as it was.
 
     Raises
     ------
@@ -120,8 +127,11 @@ def configure(name: str, store: str, *, cluster: str | None = None) -> Environme
         environments = section["environments"]
         known = _find(name, environments) or name
         before = environments.get(known)
-        kept = before.get("cluster") if isinstance(before, Mapping) else None
-        environments[known] = {"store": store, "cluster": cluster or kept or "local"}
+        kept = before if isinstance(before, Mapping) else {}
+        changed = {"store": store, "cluster": cluster or kept.get("cluster") or "local"}
+        if cluster_options is not None:
+            changed["cluster_options"] = dict(cluster_options)
+        environments[known] = {**kept, **changed}
     return current(name)
 
 
@@ -198,7 +208,12 @@ def _environments(section: Mapping[str, Any]) -> dict[str, Any]:
         raise SpecError(
             f"{_SECTION}.environments in Dask's configuration is {shown(environments)}; a mapping is needed"
         )
-    local = {"store": section.get("store") or _data_folder(), "cluster": section.get("cluster") or "local"}
+    local = {
+        "store": section.get("store") or _data_folder(),
+        "cluster": section.get("cluster") or "local",
+        "cluster_options": section.get("cluster_options") or section.get("cluster-options"),
+        "gateway": section.get("gateway"),
+    }
     return {LOCAL: local, **{str(name): value for name, value in environments.items()}}
 
 
@@ -229,8 +244,15 @@ def _environment(name: str, value: object, *, is_default: bool) -> Environment:
     if not isinstance(store, str) or not store:
         raise SpecError(f"{where} has the store {shown(store)}; a path or URL is needed")
     if not isinstance(cluster, str):
-        raise SpecError(f"{where} has the cluster {shown(cluster)}; local, inline or a scheduler's address is needed")
-    return Environment(name, store, cluster, is_default)
+        raise SpecError(
+            f"{where} has the cluster {shown(cluster)}; local, inline, gateway, kubernetes or a scheduler's address is "
+            "needed"
+        )
+    mappings = {key: value.get(key) or {} for key in ("cluster_options", "gateway")}
+    for key, mapping in mappings.items():
+        if not isinstance(mapping, Mapping):
+            raise SpecError(f"{where} has the {key} {shown(mapping)}; a mapping is needed")
+    return Environment(name, store, cluster, is_default, dict(mappings["cluster_options"]), dict(mappings["gateway"]))
 
 
 def _data_folder() -> str:

@@ -12,6 +12,7 @@
     ├── StorageError (OSError)             a store that cannot be reached or refuses
     ├── JobNotFoundError (LookupError)     no such API or job in this environment
     ├── JobRunningError                    another coordinator runs this job now
+    ├── ClusterError                       a cluster that does not come up, or that was lost
     └── JobFailedError                     a job ended without a complete result
         ├── JobTimedOutError (TimeoutError)
         └── JobStoppedError
@@ -23,6 +24,7 @@ what to do next.
 from __future__ import annotations
 
 __all__ = [
+    "ClusterError",
     "CortexDaskError",
     "DatasetError",
     "HandlerError",
@@ -77,6 +79,10 @@ class JobNotFoundError(CortexDaskError, LookupError):
 
 class JobRunningError(CortexDaskError):
     """Another coordinator is running this job now."""
+
+
+class ClusterError(CortexDaskError):
+    """A cluster does not come up, refuses the job, or was lost; the job can be resumed when it is mended."""
 
 
 class JobFailedError(CortexDaskError):

@@ -17,6 +17,7 @@ from cortex_dask.errors import (
     JobRunningError,
     JobStoppedError,
     JobTimedOutError,
+    SpecError,
 )
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.progress import FINAL_STATUSES, STATUSES, Progress, duration, parse_time
@@ -52,15 +53,15 @@ class Job:
     ----------
     url : str
         The job directory.
-    cluster : str or Cluster, default "local"
-        Where :meth:`resume` and :meth:`retry_failed` run it.
+    cluster : str or Cluster, optional
+        Where :meth:`resume` and :meth:`retry_failed` run it; None: where it was submitted to.
     environment : str, optional
         The name of the environment, for the commands that messages show; None: the default one.
     """
 
-    def __init__(self, url: str, *, cluster: str | Cluster = "local", environment: str | None = None) -> None:
+    def __init__(self, url: str, *, cluster: str | Cluster | None = None, environment: str | None = None) -> None:
         self._directory = JobDirectory(url)
-        self._cluster = cluster
+        self._chosen = cluster
         self._environment = environment
         self._background: Background | None = None
 
@@ -90,6 +91,15 @@ class Job:
             If there is no such job.
         """
         return self._directory.settings()
+
+    @property
+    def cluster(self) -> str | Cluster:
+        """Where it runs, when it is run here."""
+        return self.settings.cluster.name if self._chosen is None else self._chosen
+
+    def forget(self) -> None:
+        """Read the submission anew when it is asked for: it was moved to another cluster."""
+        self.__dict__.pop("settings", None)
 
     @property
     def job_id(self) -> str:
@@ -322,7 +332,7 @@ class Job:
         if self.is_run_here:
             raise JobRunningError(f"the job {self.job_id} is being run by this process: wait for it or stop it first")
         hint = dict(next_commands({**self._names(), "status": "stopped"}, environment=self._environment))["resume"]
-        chosen = self._cluster if cluster is None else cluster
+        chosen = self.cluster if cluster is None else cluster
         self._background = Background(self._directory, cluster=chosen, retry=retry, resume_hint=hint)
         try:
             self._background.start(None if display is None else display.update)
@@ -332,23 +342,21 @@ class Job:
             raise
         return self
 
-    def start_detached(self) -> None:
-        """Start a coordinator for the job in a process of its own, which goes on when this one ends.
+    def start_detached(self, *, retry: bool = False) -> None:
+        """Start a coordinator for the job that goes on when this process ends: beside the scheduler, or in one's own.
 
-        From a handler process it is started as the handler's worker would start it, with nothing of the handler's.
+        Raises
+        ------
+        SpecError
+            If the cluster is the calling thread, or an object of this process.
+        ClusterError
+            If the cluster does not come up.
         """
-        from cortex_dask import detached
-        from cortex_dask.runtime import surroundings
+        from cortex_dask.clusters import make_cluster
 
-        if not isinstance(self._cluster, str):
-            raise InputError("cluster: a job that runs on its own needs local or a scheduler's address, not an object")
-        here = surroundings.current()
-        detached.start(
-            self.url,
-            cluster=self._cluster,
-            python=None if here is None else here.python,
-            variables=None if here is None else here.variables,
-        )
+        if not isinstance(self.cluster, str):
+            raise SpecError("cluster: a job that runs on its own needs the name of a cluster, not an object")
+        make_cluster(self.cluster).detach(self.url, self.settings, retry=retry)
 
     def watch(self, display: Display, timeout: float | None = None) -> dict[str, Any]:
         """Show the job until it has ended, and return its last status document.

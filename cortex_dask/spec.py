@@ -18,9 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cortex_dask import project
-from cortex_dask.api_spec import ApiSpec, load_apis
+from cortex_dask.api_spec import ApiSpec, ComputeSpec, load_apis
 from cortex_dask.errors import OutputError, SpecError
-from cortex_dask.io.settings import ComputeSettings, JobSettings, LimitSettings, OutputSettings, SampleInput
+from cortex_dask.io.settings import (
+    ClusterSettings,
+    ComputeSettings,
+    JobSettings,
+    LimitSettings,
+    OutputSettings,
+    SampleInput,
+)
 from cortex_dask.io.splits import DatasetInput
 from cortex_dask.mistakes import validate
 from cortex_dask.submission import INPUT_KINDS, Submission, canonical
@@ -91,16 +98,20 @@ def resolve(
     HandlerError, ProjectError
         If the handler or its project cannot be used.
     """
+    compute = keys.pop("compute", None)
     given = {**keys, "input": input, "output": output}
     document, where = ({}, "") if job is None else load_submission(job)
     if isinstance(target, Target):
         source = target
     else:
         source = from_class(target, name or api) if isinstance(target, type) else from_path(target, api, name)
+    if compute is not None:
+        source = dataclasses.replace(source, compute=_over_compute(source.compute, compute))
     spec = _merge(source, {key: value for key, value in given.items() if value is not None}, document, where)
     items = _items(spec)
     handler_config = copy.deepcopy(source.config)
-    job_config = _plain(spec.get("config", {}), "config")
+    job_config = plain(spec.get("config", {}), "config")
+    fewest, most = _workers(spec.get("workers"))
     settings = JobSettings(
         job_id=spec.get("job_id") or _new_job_id(),
         api_name=source.name,
@@ -110,15 +121,21 @@ def resolve(
         dataset=_dataset(spec, source),
         batch_format=spec.get("dataset", {}).get("batch_format", "pandas") if _kind(spec) == "dataset" else "records",
         samples=_samples(spec, items),
-        config=deep_merge(_plain(handler_config, "handler.config"), job_config),
+        config=deep_merge(plain(handler_config, "handler.config"), job_config),
         job_config=job_config,
         output=_output(spec),
-        workers=spec.get("workers") or _cpu_count(),
+        workers=most or _cpu_count(),
+        min_workers=fewest,
+        workers_said=most is not None,
         compute=ComputeSettings(
-            cpu=source.compute.cpus() or ComputeSettings().cpu,
+            cpu=source.compute.cpus(),
             memory=source.compute.memory(),
             gpu=float(source.compute.gpu),
+            inf=source.compute.inf,
+            shm=source.shm,
+            node_groups=None if source.compute.node_groups is None else tuple(source.compute.node_groups),
         ),
+        cluster=ClusterSettings(kubernetes=copy.deepcopy(source.kubernetes)),
         limits=_limits(spec),
     )
     _check_keep(settings, items)
@@ -319,6 +336,19 @@ def _output(spec: Mapping[str, Any]) -> OutputSettings | None:
     )
 
 
+def _over_compute(base: ComputeSpec, given: Any) -> ComputeSpec:
+    """Return an API's ``compute`` with what the submission says instead."""
+    said = given if not isinstance(given, Mapping) else {**base.model_dump(exclude_unset=True), **given}
+    return validate(ComputeSpec, said, prefix="compute")
+
+
+def _workers(value: int | dict[str, int] | None) -> tuple[int | None, int | None]:
+    """Return the least number of workers (None: it is fixed) and the greatest (None: nobody has said)."""
+    if isinstance(value, dict):
+        return value["min"], value["max"]
+    return None, value
+
+
 def _limits(spec: Mapping[str, Any]) -> LimitSettings:
     said = {
         key: spec[key] for key in ("timeout", "batch_timeout", "stall_timeout", "max_failed_batches") if key in spec
@@ -341,8 +371,21 @@ def _dead_letters(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {key: spec[key] for key in keys}
 
 
-def _plain(value: Any, path: str) -> Any:
-    """Return a configuration as JSON has it: what the handler gets must not depend on where it was read."""
+def plain(value: Any, path: str) -> Any:
+    """Return a configuration as JSON has it: what the handler gets must not depend on where it was read.
+
+    Parameters
+    ----------
+    value : object
+        The configuration.
+    path : str
+        Where it stands, for messages.
+
+    Raises
+    ------
+    SpecError
+        If something in it has no place in JSON.
+    """
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, os.PathLike):
@@ -353,9 +396,9 @@ def _plain(value: Any, path: str) -> Any:
         wrong = next((key for key in value if not isinstance(key, str)), None)
         if wrong is not None:
             raise SpecError(f"{path}: found the key {shown(wrong)}; keys must be text, put it in quotes")
-        return {key: _plain(item, f"{path}.{key}") for key, item in value.items()}
+        return {key: plain(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{path}[{number}]") for number, item in enumerate(value)]
+        return [plain(item, f"{path}[{number}]") for number, item in enumerate(value)]
     if not isinstance(value, int | float) and getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()  # a scalar of NumPy
     if isinstance(value, int) and -(2**63) <= value < 2**64:

@@ -127,6 +127,26 @@ def _schema(value: Any) -> str:
         raise ValueError(str(error).removeprefix("output.schema: ")) from None
 
 
+def _workers(value: Any) -> Any:
+    """Return a number of workers, or ``{"min": …, "max": …}``; ``2-20`` stands for the latter."""
+    allowed = f"{_COUNT}, or {{min: 0, max: 20}} (as text 0-20) for as many as there is work for"
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9]+)(?:\s*-\s*([0-9]+))?\s*", value)):
+        value = int(match[1]) if match[2] is None else {"min": int(match[1]), "max": int(match[2])}
+    value = _whole(value)
+    if isinstance(value, Mapping):
+        least, most = _whole(value.get("min", 0)), _whole(value.get("max"))
+        if not {"max"} <= set(value) <= {"min", "max"} or not all(
+            isinstance(item, int) and not isinstance(item, bool) for item in (least, most)
+        ):
+            raise ValueError(f"found {shown(value)}; allowed is {allowed}")
+        if not 0 <= least <= most or most < 1:
+            raise ValueError(f"found {shown(value)}; min must be from 0 to max, and max at least 1")
+        return {"min": least, "max": most}
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"found {shown(value)}; allowed is {allowed}")
+    return value
+
+
 def _seconds(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ValueError(f"found {shown(value)}; allowed is {_SECONDS}")
@@ -256,7 +276,9 @@ class Submission(Document):
     file_path_lister: Files | None = Field(default=None, description="a mapping with the keys s3_paths and batch_size")
     delimited_files: Files | None = Field(default=None, description="a mapping with the keys s3_paths and batch_size")
     output: Output | None = Field(default=None, description="a path or URL, or a mapping with at least the key path")
-    workers: Count | None = Field(default=None, description=_COUNT)
+    workers: Annotated[int | dict[str, int], BeforeValidator(_workers)] | None = Field(
+        default=None, description=f"{_COUNT}, or {{min: 0, max: 20}}"
+    )
     config: dict[str, Any] | None = Field(default=None, description="a mapping")
     timeout: Annotated[float, BeforeValidator(_job_seconds)] | None = Field(
         default=None, description="a number of seconds from 1 on"

@@ -20,6 +20,7 @@ from cortex_dask.errors import HandlerError, ProjectError, SpecError
 from cortex_dask.handler import check_class, check_source
 from cortex_dask.io.settings import HandlerSettings
 from cortex_dask.pickling import pickle_class
+from cortex_dask.quantities import parse_bytes
 from cortex_dask.submission import Submission
 from cortex_dask.wording import nearest, shown
 
@@ -53,6 +54,8 @@ class Target:
     handler: HandlerSettings
     config: dict[str, Any] = field(default_factory=dict)
     compute: ComputeSpec = field(default_factory=ComputeSpec)
+    shm: int | None = None  # bytes of /dev/shm
+    kubernetes: dict[str, Any] = field(default_factory=dict)  # ``kubernetes:``, checked
     defaults: Submission = field(default_factory=Submission)
     folder: Path | None = None  # what relative paths in the defaults are relative to
     archive: project.Archive | None = None
@@ -141,7 +144,7 @@ def from_class_spec(cls: type, api: ApiSpec, packages: project.Archive | None) -
         api_id=_api_id(_described(api) + made.pickled + (digest or "").encode()),
         handler=handler,
         config=api.handler.config,
-        compute=api.compute,
+        **_needs(api),
         defaults=api.job,
         folder=Path(made.handler.cwd) if made.handler.cwd else None,
         archive=packages,
@@ -220,7 +223,7 @@ def from_archive(api: ApiSpec, before: Target) -> Target:
         api_id=_api_id(_described(api) + before.pickled + (before.handler.project or "").encode()),
         handler=handler,
         config=api.handler.config,
-        compute=api.compute,
+        **_needs(api),
         defaults=api.job,
     )
 
@@ -263,7 +266,7 @@ def from_spec(api: ApiSpec, folder: Path, *, config_file: str | None = None) -> 
         _api_id(_described(api) + archive.hash.encode()),
         handler,
         config=api.handler.config,
-        compute=api.compute,
+        **_needs(api),
         defaults=api.job,
         folder=folder,
         archive=archive,
@@ -350,16 +353,22 @@ def _source_text(path: Path) -> str:
         raise HandlerError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def _needs(api: ApiSpec) -> dict[str, Any]:
+    """Return what an API says of the machines that it runs on."""
+    return {
+        "compute": api.compute,
+        "shm": None if api.handler.shm_size is None else parse_bytes(api.handler.shm_size),
+        "kubernetes": {} if api.kubernetes is None else api.kubernetes.plain(),
+    }
+
+
 def _extra(api: ApiSpec, names: set[str]) -> dict[str, Any]:
     """Return what the engine itself has no use for."""
-    keys = {"image", "shm_size", "models", "server_side_batching", "tensorflow_serving_image"}
+    keys = {"image", "models", "server_side_batching", "tensorflow_serving_image"}
     extra = api.handler.model_dump(mode="json", include=keys, exclude_none=True)
-    compute = api.compute.model_dump(
-        mode="json", include={"inf", "node_groups"}, exclude_none=True, exclude_defaults=True
-    )
     if dependencies := _dependencies(api, names):
         extra["dependencies"] = dependencies
-    return {**extra, "compute": compute} if compute else extra
+    return extra
 
 
 def _dependencies(api: ApiSpec, names: set[str]) -> dict[str, str]:

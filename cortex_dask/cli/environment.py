@@ -31,16 +31,16 @@ def env() -> None:
     required=True,
     help="The folder for APIs and jobs: a path, or any fsspec URL.",
 )
-@click.option("--cluster", metavar="WHERE", help="local, inline, or the address of a Dask scheduler.")
+@options.cluster
 @click.option("--default", "is_default", is_flag=True, help="Make it the default one.")
-def configure(name: str, store: str, cluster: str | None, is_default: bool) -> None:
+def configure(name: str, store: str, cluster: str | None, made_of: tuple[str, ...], is_default: bool) -> None:
     """Make the environment NAME, or change it."""
     from cortex_dask import environments
     from cortex_dask.clusters import make_cluster
 
     if cluster is not None:
         make_cluster(cluster)  # says what is wrong with it
-    made = environments.configure(name, store, cluster=cluster)
+    made = environments.configure(name, store, cluster=cluster, cluster_options=options.cluster_options(made_of))
     if is_default:
         made = environments.set_default(made.name)
     click.echo(f"configured {made.name}: store {shown(made.store)}, cluster {made.cluster}{_default(made.is_default)}")

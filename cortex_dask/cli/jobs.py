@@ -167,33 +167,55 @@ def stop(api: str, job_id: str, env: str | None) -> None:
 @click.command()
 @options.api_argument
 @options.job_argument
-@click.option("--cluster", metavar="WHERE", help="local, inline, or the address of a Dask scheduler.")
+@options.cluster
 @options.environment
 @options.output_format
-def resume(api: str, job_id: str, cluster: str | None, env: str | None, shown_as: str) -> None:
+def resume(
+    api: str, job_id: str, cluster: str | None, made_of: tuple[str, ...], env: str | None, shown_as: str
+) -> None:
     """Go on with a job that was stopped or that failed, and wait for it.
 
     Splits that are committed are not handled again.
     """
-    _run_again(api, job_id, cluster, env, shown_as, is_retry=False)
+    _run_again(api, job_id, cluster, made_of, env, shown_as, is_retry=False)
 
 
 @click.command()
 @options.api_argument
 @options.job_argument
 @click.option("--failed", is_flag=True, required=True, help="The batches that failed for good, exactly those.")
-@click.option("--cluster", metavar="WHERE", help="local, inline, or the address of a Dask scheduler.")
+@options.cluster
 @options.environment
 @options.output_format
-def retry(api: str, job_id: str, cluster: str | None, env: str | None, shown_as: str, **_flags: Any) -> None:
+def retry(
+    api: str,
+    job_id: str,
+    cluster: str | None,
+    made_of: tuple[str, ...],
+    env: str | None,
+    shown_as: str,
+    **_flags: Any,
+) -> None:
     """Handle the failed batches of a job again, add their rows to its output, and wait for it."""
-    _run_again(api, job_id, cluster, env, shown_as, is_retry=True)
+    _run_again(api, job_id, cluster, made_of, env, shown_as, is_retry=True)
 
 
-def _run_again(api: str, job_id: str, cluster: str | None, env: str | None, shown_as: str, *, is_retry: bool) -> None:
+def _run_again(
+    api: str,
+    job_id: str,
+    cluster: str | None,
+    made_of: tuple[str, ...],
+    env: str | None,
+    shown_as: str,
+    *,
+    is_retry: bool,
+) -> None:
     from cortex_dask.client import Client
 
-    job = Client(env).get_job(api, job_id)
+    client = Client(env)
+    job = client.get_job(api, job_id)
+    if cluster is not None or made_of:
+        client.move(job, cluster=cluster, options=options.cluster_options(made_of))
     display = progress_display(shown_as, env)
     with interruptible():
         job.start(cluster=cluster, retry=is_retry, display=display)

@@ -11,6 +11,8 @@ import click
 
 __all__ = [
     "api_argument",
+    "cluster",
+    "cluster_options",
     "columns",
     "config",
     "environment",
@@ -26,6 +28,23 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _FILTER = re.compile(
     r"\s*(?P<column>`[^`]+`|[^\s=!<>`]+)\s*(?P<op>==|!=|<=|>=|=|<|>|\bnot\s+in\b|\bin\b)\s*(?P<value>.+?)\s*", re.DOTALL
 )
+
+
+def cluster(command: _Command) -> _Command:
+    """Add ``--cluster`` and ``--cluster-option``."""
+    where = click.option(
+        "--cluster",
+        metavar="WHERE",
+        help="local, inline, the address of a Dask scheduler (tcp://host:8786), gateway or kubernetes.",
+    )
+    how = click.option(
+        "--cluster-option",
+        "made_of",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="How that cluster is made; also JSON, or @file.",
+    )
+    return where(how(command))
 
 
 def environment(command: _Command) -> _Command:
@@ -120,13 +139,22 @@ def _scalar(text: str) -> Any:
 
 def config(texts: Sequence[str]) -> dict[str, Any] | None:
     """Return the job's config: each text is ``key=value``, a JSON object or ``@file`` (YAML, JSON); later ones win."""
+    return _mapping(texts, "--config")
+
+
+def cluster_options(texts: Sequence[str]) -> dict[str, Any] | None:
+    """Return how a cluster is made, from texts as those of ``--config``."""
+    return _mapping(texts, "--cluster-option")
+
+
+def _mapping(texts: Sequence[str], option: str) -> dict[str, Any] | None:
     merged: dict[str, Any] = {}
     for text in texts:
-        _merge(merged, _config(text))
+        _merge(merged, _pairs(text, option))
     return merged or None
 
 
-def _config(text: str) -> dict[str, Any]:
+def _pairs(text: str, option: str) -> dict[str, Any]:
     if text.startswith("@"):
         import yaml
 
@@ -134,11 +162,11 @@ def _config(text: str) -> dict[str, Any]:
             value = yaml.safe_load(Path(text[1:]).read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise click.BadParameter(
-                f"{text[1:]} is neither YAML nor JSON: {' '.join(str(error).split())}", param_hint="--config"
+                f"{text[1:]} is neither YAML nor JSON: {' '.join(str(error).split())}", param_hint=option
             ) from None
         if not isinstance(value, dict):
             raise click.BadParameter(
-                f"{text[1:]} holds a {type(value).__name__}; it must be a mapping", param_hint="--config"
+                f"{text[1:]} holds a {type(value).__name__}; it must be a mapping", param_hint=option
             )
         return value
     if text.lstrip().startswith("{"):
@@ -147,11 +175,11 @@ def _config(text: str) -> dict[str, Any]:
         try:
             parsed: dict[str, Any] = orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            raise click.BadParameter(f"found JSON that does not parse: {error}", param_hint="--config") from None
+            raise click.BadParameter(f"found JSON that does not parse: {error}", param_hint=option) from None
         return parsed
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise click.BadParameter(f"found {text!r}; give key=value, a JSON object or @file", param_hint="--config")
+        raise click.BadParameter(f"found {text!r}; give key=value, a JSON object or @file", param_hint=option)
     nested: Any = _scalar(value)
     for name in reversed(key.strip().split(".")):
         nested = {name: nested}

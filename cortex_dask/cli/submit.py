@@ -29,7 +29,11 @@ _FORMATS = click.Choice(["auto", "parquet", "json"])
 @click.option(
     "--job", metavar="FILE", help="A submission in JSON or YAML, - for standard input; other options go over it."
 )
-@click.option("--workers", type=int, metavar="N", help="Handler processes that run at the same time.")
+@click.option(
+    "--workers",
+    metavar="N|MIN-MAX",
+    help="Handler processes that run at the same time; 0-20: as there is work for them.",
+)
 @click.option("--batch-size", type=int, metavar="N", help="Rows in a batch.")
 @click.option("--batch-format", type=_BATCH_FORMATS, help="What the handler gets; pandas by default.")
 @click.option("--columns", metavar="A,B", help="Read only these columns.")
@@ -50,13 +54,19 @@ _FORMATS = click.Choice(["auto", "parquet", "json"])
 @click.option("--stall-timeout", type=float, metavar="SECONDS", help="For a split without any progress.")
 @click.option("--max-attempts", type=int, metavar="N", help="How often a batch is tried.")
 @click.option("--max-failed-batches", metavar="N|P%", help="Stop early when more batches fail for good.")
-@click.option("--cluster", metavar="WHERE", help="local, inline, or the address of a Dask scheduler.")
+@options.cluster
 @click.option("--job-id", metavar="ID", help="The same id again attaches to the job, resumes it, or shows it.")
 @click.option("--api", metavar="NAME", help="Which API, when TARGET has several.")
 @click.option("--format", "input_format", type=_FORMATS, help="The input's format; by its names by default.")
 @options.environment
 @options.output_format
-@click.option("-d", "--detach", is_flag=True, help="Return at once; the job runs in a process of its own.")
+@click.option(
+    "-d/-w",
+    "--detach/--wait",
+    "detach",
+    default=False,
+    help="Return at once, and let the job run by itself, beside the cluster's scheduler; or wait for it (the default).",
+)
 @click.option("--dry-run", is_flag=True, help="List files, splits, batches and bytes; run and write nothing.")
 @click.option(
     "--sample", type=click.IntRange(min=1), metavar="N", help="Run N batches here, show what comes out, write nothing."
@@ -71,6 +81,7 @@ def submit(
     configs: tuple[str, ...],
     max_failed_batches: str | None,
     cluster: str | None,
+    made_of: tuple[str, ...],
     input_format: str | None,
     env: str | None,
     shown_as: str,
@@ -96,6 +107,7 @@ def submit(
         "config": options.config(configs),
         "max_failed_batches": options.max_failed(max_failed_batches),
         "format": input_format,
+        "cluster_options": options.cluster_options(made_of),
     }
     if dry_run and sample is not None:
         raise click.UsageError(

@@ -21,6 +21,7 @@ def make_cluster(name: str | Cluster) -> Cluster:
     ----------
     name : str or Cluster
         ``"local"``: this machine. ``"inline"``: the calling thread. ``"tcp://host:8786"``: an existing scheduler.
+        ``"gateway"``: a cluster of a Dask Gateway. ``"kubernetes"``: one of the Dask operator.
 
     Raises
     ------
@@ -41,11 +42,19 @@ def make_cluster(name: str | Cluster) -> Cluster:
         from cortex_dask.clusters.inline import Inline
 
         return Inline()
+    if name == "gateway":
+        from cortex_dask.clusters.gateway import Gateway
+
+        return Gateway()
+    if name == "kubernetes":
+        from cortex_dask.clusters.kubernetes import Kubernetes
+
+        return Kubernetes()
     if name.startswith(_ADDRESSES):
         from cortex_dask.clusters.address import Address
 
         return Address(name)
     raise SpecError(
         f"cluster: {name!r} is no cluster: say 'local' (this machine), 'inline' (the calling thread, for debuggers), "
-        "or the address of a Dask scheduler, e.g. 'tcp://127.0.0.1:8786'"
+        "the address of a Dask scheduler, e.g. 'tcp://127.0.0.1:8786', 'gateway' or 'kubernetes'"
     )

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from cortex_dask.errors import SpecError
 from cortex_dask.io.records import Outcome, SplitTask
 from cortex_dask.io.settings import JobSettings
 
@@ -18,7 +19,8 @@ class WorkerLost(Exception):  # noqa: N818 - named as the cause that users read 
     Attributes
     ----------
     workers : int
-        How many workers vanished under it: a scheduler may have tried it on several of its own accord.
+        How many workers vanished under it: a scheduler may have tried it on several of its own accord; none, when it
+        was the scheduler that was lost.
     """
 
     def __init__(self, message: str, workers: int = 1) -> None:
@@ -60,6 +62,34 @@ class Cluster(ABC):
     @abstractmethod
     def slots(self) -> int:
         """Return how many splits can run at the same time, at this moment."""
+
+    def is_ready(self) -> bool:
+        """Return whether splits can be sent; not while a scheduler that was lost is waited for. By default they can."""
+        return True
+
+    def want(self, splits_left: int) -> None:  # noqa: B027 - most backends have what they have
+        """Take the number of splits that are not done yet, about once a second, to have as many workers as needed."""
+
+    def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
+        """Start a coordinator that outlives the caller, and return.
+
+        Parameters
+        ----------
+        job_url : str
+            The job directory.
+        settings : JobSettings
+            The job's.
+        retry : bool, default False
+            Whether the failed batches are handled again.
+
+        Raises
+        ------
+        SpecError
+            If this backend has no place for one.
+        ClusterError
+            If the cluster does not come up.
+        """
+        raise SpecError(f"cluster: {self.name} cannot run a job on its own; submit it without --detach")
 
     def ahead(self) -> int:
         """Return how many more splits than slots may be sent, so that a slot that has ended finds its next one there.

@@ -1,9 +1,10 @@
-"""What the backends that speak to a Dask scheduler have in common: a client, split tasks, events."""
+"""What the backends that speak to a Dask scheduler have in common: a client, split tasks, events, sizes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 import uuid
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cortex_dask.clusters.base import Cluster, Done, Report, WorkerLost
-from cortex_dask.errors import JobFailedError
+from cortex_dask.clusters.scaling import Scaling
+from cortex_dask.errors import ClusterError, SpecError
 from cortex_dask.io.records import Outcome, SplitTask
 from cortex_dask.io.settings import JobSettings
 
@@ -23,34 +25,122 @@ __all__ = ["DaskCluster"]
 _SLOTS_REFRESH = 2.0  # seconds between two looks at who is there
 _STOP_SECONDS = 5.0  # running handlers end within this time
 _CLOSE_SECONDS = 20.0  # a worker that does not answer for longer is not waited for: it ends its processes by itself
+_START_SECONDS = 600.0  # for a cluster to come up, and for a first worker to come back
+_RECONNECT_SECONDS = 120.0  # for a scheduler to come back
+_RECONNECT_PAUSE = 2.0
 
 
 class DaskCluster(Cluster):
-    """A backend on top of :class:`distributed.Client`."""
+    """A backend on top of :class:`distributed.Client`.
+
+    A backend writes :meth:`connect`, and what it can of :meth:`scale`, :meth:`shutdown`, :meth:`reconnect` and
+    :meth:`trouble`. ``self.settings`` and ``self.options`` are there before any of these is called.
+    """
+
+    #: Slots of one Dask worker, for those that the backend starts.
+    threads_per_worker: int = 1
+    #: Whether workers say how many GPUs they have: then splits go only where one is free.
+    has_resources: bool = True
+    #: Whether all workers are there before the job: then nobody can wait for more.
+    is_fixed: bool = True
 
     def __init__(self) -> None:
         self._client: Client | None = None
         self._token = uuid.uuid4().hex[:12]
         self._job_url = ""
-        self._job_id = ""
-        self._workers = 1
-        self._gpu = 0.0
+        self._settings: JobSettings | None = None
         self._futures: set[Future[Any]] = set()
         self._lock = threading.Lock()
-        self._threads: dict[str, int] = {}  # of each Dask worker, by its address
+        self._threads: dict[str, int] = {}  # slots of each Dask worker, by its address
         self._home = ""
         self._slots_seen = -_SLOTS_REFRESH
+        self._nobody_since: float | None = None
+        self._scaling: Scaling | None = None
+        self._report: Report = lambda event: None
+        self._connecting: Connecting | None = None
+        self._recovering: threading.Thread | None = None
+        self._lost: ClusterError | None = None
+        #: Set when the cluster is not wanted any more: whoever waits for it to come up gives up.
+        self.closing = threading.Event()
+
+    # what a backend writes ------------------------------------------------------------------------------------------
 
     def connect(self) -> Client:
-        """Return a connected client; to be written by each backend."""
+        """Bring the cluster up, or find it, and return a client that is connected to it.
+
+        Raises
+        ------
+        ClusterError
+            If it does not come up within ``start_timeout``; with the reason.
+        """
         raise NotImplementedError
 
+    def scale(self, workers: int) -> None:
+        """Ask for so many Dask workers; those that have nothing to do go first. By default nobody can be asked."""
+
+    def shutdown(self) -> None:
+        """End what :meth:`connect` has started; called in any case, also when it has failed."""
+
+    def reconnect(self) -> Client | None:
+        """Return a client of the scheduler that took the place of one that was lost; None: there is none, yet."""
+        return None
+
+    def trouble(self) -> str | None:
+        """Return why there are no workers, as a sentence without an end, where the backend knows."""
+        return None
+
+    @property
+    def settings(self) -> JobSettings:
+        """The job's settings."""
+        if self._settings is None:
+            raise RuntimeError("neither prepare() nor start() has been called")
+        return self._settings
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The cluster's options: none where the job was submitted to another kind of cluster."""
+        where = self.settings.cluster
+        return where.options if where.name == self.name else {}
+
+    def seconds(self, option: str, default: float) -> float:
+        """Return an option that is a number of seconds.
+
+        Raises
+        ------
+        SpecError
+            If it is something else.
+        """
+        value = self.options.get(option, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise SpecError(f"cluster option {option}: found {value!r}; allowed is a number of seconds above 0")
+        return float(value)
+
+    # coming up ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, job_url: str, settings: JobSettings) -> None:
+        """Let a cluster that has to be made come up while the job is planned."""
+        self._job_url, self._settings = job_url, settings
+        if not self.is_fixed:
+            self._connecting = Connecting(self.connect)
+
     def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
-        """Connect, and listen to the events of this job's splits."""
-        self._job_url, self._job_id = job_url, settings.job_id
-        self._workers, self._gpu = settings.workers, settings.compute.gpu
-        self._client = self.connect()
-        self._client.subscribe_topic(_topic(job_url), lambda event: report(event[1]))
+        """Connect, compare versions, and listen to the events of this job's splits."""
+        self._job_url, self._settings, self._report = job_url, settings, report
+        self._limit = settings.workers if settings.workers_said or not self.is_fixed else sys.maxsize
+        client = self.connect() if self._connecting is None else self._connecting.result()
+        self._enter(client)
+        if not self.is_fixed:
+            self._scaling = Scaling(settings, self.threads_per_worker, self.scale)
+
+    def _enter(self, client: Client) -> None:
+        """Take a client into use."""
+        self._client = client
+        self._slots_seen = -_SLOTS_REFRESH
+        self.check(client)
+        client.subscribe_topic(_topic(self._job_url), lambda event: self._report(event[1]))
+
+    def check(self, client: Client) -> None:
+        """Compare versions before anything is sent."""
 
     @property
     def client(self) -> Client:
@@ -59,47 +149,132 @@ class DaskCluster(Cluster):
             raise RuntimeError("start() has not been called")
         return self._client
 
+    # sizes ----------------------------------------------------------------------------------------------------------
+
     def slots(self) -> int:
-        """Return the number of worker threads, at most as many as the job asked for.
+        """Return how many splits can run: the workers' threads, or their GPUs, at most as many as the job asked for.
 
         Raises
         ------
-        JobFailedError
-            If the scheduler is gone and does not come back.
+        ClusterError
+            If the scheduler is gone and does not come back, or no worker comes.
         """
-        if time.monotonic() - self._slots_seen > _SLOTS_REFRESH:
+        if self._lost is not None:
+            raise self._lost
+        if self.is_ready() and time.monotonic() - self._slots_seen > _SLOTS_REFRESH:
             try:
-                self._threads = dict(self.client.nthreads())
-            except Exception as error:
+                self._threads = self._count()
+            except Exception as error:  # noqa: BLE001 - as is said below
                 # The client tries to reconnect for some time; what it raises meanwhile, and when it gives up, varies.
                 if self.client.status not in ("running", "connecting"):
-                    raise _scheduler_gone(error) from error
-            self._slots_seen = time.monotonic()
-        return min(sum(self._threads.values()), self._workers)
+                    self._recover(error)
+            else:
+                self._slots_seen = time.monotonic()
+                self._check_somebody()
+        return min(sum(self._threads.values()), self._limit)
+
+    def _count(self) -> dict[str, int]:
+        """Return the slots of each worker."""
+        gpu = self.settings.compute.gpu
+        if not gpu or not self.has_resources:
+            return dict(self.client.nthreads())
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        devices = {address: float(worker["resources"].get("GPU", 0)) for address, worker in workers.items()}
+        return {
+            address: min(int(devices[address] / gpu + 1e-9), worker["nthreads"])
+            for address, worker in workers.items()
+            if devices[address] >= gpu
+        }
+
+    def _check_somebody(self) -> None:
+        """Give up when there has been no worker for too long."""
+        if any(self._threads.values()):
+            self._nobody_since = None
+            return
+        now = time.monotonic()
+        if self._nobody_since is None:
+            self._nobody_since = now
+        limit = self.seconds("start_timeout", _START_SECONDS)
+        if now - self._nobody_since > limit:
+            reason = self.trouble() or "its scheduler is there, but no worker that the job can use"
+            raise ClusterError(
+                f"the cluster ({self.name}) has had no worker for {limit:.0f} s: {reason} (the job can be resumed)"
+            )
 
     def ahead(self) -> int:
-        """Return how many splits may wait on the workers: none where there are more threads than the job may use."""
-        return super().ahead() if sum(self._threads.values()) <= self._workers else 0
+        """Return how many splits may wait on the workers: none where there are more slots than the job may use."""
+        return super().ahead() if sum(self._threads.values()) <= self._limit else 0
+
+    def want(self, splits_left: int) -> None:
+        """Ask for as many workers as there is work for."""
+        if self._scaling is not None and self.is_ready():
+            self._scaling.want(splits_left)
+
+    # a scheduler that is lost ---------------------------------------------------------------------------------------
+
+    def is_ready(self) -> bool:
+        """Return whether splits can be sent."""
+        return self._recovering is None
+
+    def _recover(self, error: Exception) -> None:
+        """Wait for the scheduler to come back, in the background: the coordinator goes on to look for limits."""
+        with self._lock:
+            if self._recovering is not None:
+                return
+            self._threads = {}
+            self._recovering = threading.Thread(
+                target=self._await_scheduler, args=(error,), name="cortex-dask-reconnect", daemon=True
+            )
+            self._recovering.start()
+
+    def _await_scheduler(self, error: Exception) -> None:
+        end = time.monotonic() + self.seconds("reconnect_timeout", _RECONNECT_SECONDS)
+        reason = _reason(error)
+        old = self._client
+        while not self.closing.is_set() and time.monotonic() < end:
+            try:
+                client = self.reconnect()
+                if client is not None:
+                    self._enter(client)
+                    break
+                reason = _reason(error)
+            except Exception as failed:  # noqa: BLE001 - it is tried again, and the last failure is the reason
+                reason = _reason(failed)
+            self.closing.wait(_RECONNECT_PAUSE)
+        else:
+            lost = f"the connection to the Dask scheduler was lost and did not come back ({reason})"
+            self._lost = ClusterError(f"{lost} (the job can be resumed)")
+        if old is not None and old is not self._client:
+            with contextlib.suppress(Exception):  # there is nobody at its other end
+                old.close(timeout=_STOP_SECONDS)
+        self._recovering = None
+
+    # splits ---------------------------------------------------------------------------------------------------------
 
     def _place(self) -> dict[str, Any]:
-        """Return where a task should run: those of a job with one worker in one place, so on one handler."""
-        if self._workers > 1 or len(self._threads) < 2:
-            return {}
-        if self._home not in self._threads:
+        """Return where a task should run, and what it needs there."""
+        wanted: dict[str, Any] = {}
+        if self.settings.compute.gpu and self.has_resources:
+            wanted["resources"] = {"GPU": self.settings.compute.gpu}
+        if self._limit > 1 or len(self._threads) < 2:
+            return wanted
+        if self._home not in self._threads:  # a job with one worker stays in one place, so on one handler
             self._home = min(self._threads)
-        return {"workers": [self._home], "allow_other_workers": True}  # others, should it vanish
+        return {**wanted, "workers": [self._home], "allow_other_workers": True}  # others, should it vanish
 
     def submit(self, task: SplitTask, done: Done) -> None:
         """Send a split as one Dask task; its future is dropped as soon as it is done."""
         # Tuple keys with one prefix keep the scheduler's own queueing at work; the attempt makes the key new, so that
         # an earlier attempt's result is never returned in its place, nor, with the token, another coordinator's.
-        key = (f"split-{self._job_id}", task.split.number, task.attempt, self._token)
+        key = (f"split-{self.settings.job_id}", task.split.number, task.attempt, self._token)
         try:
             future = self.client.submit(run_split, task.to_json(), key=key, pure=False, retries=0, **self._place())
         except Exception as error:
             if self.client.status in ("running", "connecting"):
                 raise
-            raise _scheduler_gone(error) from error
+            self._recover(error)
+            done(WorkerLost(_reason(error), workers=0))
+            return
         with self._lock:
             self._futures.add(future)
         future.add_done_callback(lambda ended: self._ended(ended, done))
@@ -110,7 +285,7 @@ class DaskCluster(Cluster):
         try:
             ended = _outcome(future)
         except Exception as error:  # noqa: BLE001 - whatever a client raises that is going: nobody waits for ever
-            ended = WorkerLost(_reason(error))
+            ended = WorkerLost(_reason(error), workers=0)
         try:
             done(ended)
         finally:
@@ -119,13 +294,14 @@ class DaskCluster(Cluster):
 
     def complete(self) -> Outcome:
         """Run ``on_job_complete`` on a worker."""
-        future = self.client.submit(
-            run_completion, self._job_url, key=(f"complete-{self._job_id}", time.time_ns()), pure=False, **self._place()
-        )
+        key = (f"complete-{self.settings.job_id}", time.time_ns(), self._token)
+        future = self.client.submit(run_completion, self._job_url, key=key, pure=False, **self._place())
         try:
             return Outcome.from_json(future.result())
         except Exception as error:  # noqa: BLE001 - whatever ended it, the job has to say it
             return Outcome("worker error", -1, message=f"on_job_complete could not be run: {_reason(error)}")
+
+    # ending ---------------------------------------------------------------------------------------------------------
 
     def stop(self, reason: str) -> None:
         """End the running splits on all workers."""
@@ -133,7 +309,18 @@ class DaskCluster(Cluster):
         self._on_all_workers(_STOP_SECONDS, _stop_job, self._job_url, reason)
 
     def close(self) -> None:
-        """End the job's handler processes and the connection."""
+        """End the job's handler processes and the connection, then what was started for the job."""
+        self.closing.set()
+        if self._connecting is not None:
+            self._client = self._client or self._connecting.abandon()
+        if self._scaling is not None:
+            self._scaling.close()
+        try:
+            self._disconnect()
+        finally:
+            self.shutdown()
+
+    def _disconnect(self) -> None:
         if self._client is None:
             return
         with self._lock:
@@ -144,12 +331,15 @@ class DaskCluster(Cluster):
             for future in futures:
                 future.release()
         self._on_all_workers(_CLOSE_SECONDS, _close_job, self._job_url)
-        self._client.close(timeout=_STOP_SECONDS)
+        with contextlib.suppress(Exception):
+            self._client.close(timeout=_STOP_SECONDS)
         self._client = None
 
     def _on_all_workers(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a function on each worker; what fails, or takes longer than some seconds, is left to itself."""
-        client = self.client
+        client = self._client
+        if client is None:
+            return
 
         def call() -> None:
             with contextlib.suppress(Exception):  # the scheduler may be gone
@@ -159,6 +349,36 @@ class DaskCluster(Cluster):
         thread = threading.Thread(target=call, name="cortex-dask-workers", daemon=True)
         thread.start()
         thread.join(seconds)
+
+
+class Connecting:
+    """A call of ``connect`` in the background."""
+
+    def __init__(self, connect: Callable[[], Client]) -> None:
+        self._connect = connect
+        self._client: Client | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="cortex-dask-connect", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._client = self._connect()
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            self._error = error
+
+    def result(self) -> Client:
+        """Wait for the client; raises what ``connect`` has raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._client is not None
+        return self._client
+
+    def abandon(self) -> Client | None:
+        """Wait until ``connect`` has given up, or return the client that it has got."""
+        self._thread.join()
+        return self._client
 
 
 def run_split(task: dict[str, Any]) -> dict[str, Any]:
@@ -210,14 +430,11 @@ def _outcome(future: Future[Any]) -> Outcome | Exception:
         except Exception as error:  # noqa: BLE001 - the result could not be fetched: its worker is gone
             return WorkerLost(_reason(error))
     if future.status == "cancelled":
-        return WorkerLost("the scheduler dropped the task: it was restarted, or the connection to it was lost")
+        lost = "the scheduler dropped the task: it was restarted, or the connection to it was lost"
+        return WorkerLost(lost, workers=0)
     raised: Exception = future.exception()
     # the scheduler's own attempts: it sends a task whose worker has died to another one, some times
     return WorkerLost(_reason(raised), getattr(raised, "allowed_failures", 0) + 1) if _is_loss(raised) else raised
-
-
-def _scheduler_gone(error: Exception) -> JobFailedError:
-    return JobFailedError(f"the connection to the Dask scheduler was lost and did not come back ({_reason(error)})")
 
 
 def _is_loss(error: BaseException) -> bool:

@@ -6,7 +6,6 @@ import logging
 import warnings
 from typing import TYPE_CHECKING
 
-from cortex_dask.clusters.base import Report
 from cortex_dask.clusters.client import DaskCluster
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.runtime import slots
@@ -21,6 +20,7 @@ class LocalThreads(DaskCluster):
     """The default: no server to reach, no nannies to start, N threads for N handler processes."""
 
     name = "local"
+    has_resources = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,13 +28,8 @@ class LocalThreads(DaskCluster):
 
     def prepare(self, job_url: str, settings: JobSettings) -> None:
         """Start the handler processes: they load the handler while this process imports distributed and plans."""
-        self._job_url = job_url
+        self._job_url, self._settings = job_url, settings
         slots.prestart(job_url, settings.workers)
-
-    def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
-        """Start scheduler and worker in this process."""
-        self._workers = settings.workers
-        super().start(job_url, settings, report)
 
     def connect(self) -> Client:
         """Start the in-process cluster and connect to it."""
@@ -45,7 +40,7 @@ class LocalThreads(DaskCluster):
             warnings.simplefilter("ignore")
             self._cluster = LocalCluster(
                 n_workers=1,
-                threads_per_worker=self._workers,
+                threads_per_worker=self.settings.workers,
                 processes=False,
                 protocol="inproc://",
                 # Distributed serves its pages in any case; None would mean port 8787 of all interfaces.
@@ -56,6 +51,22 @@ class LocalThreads(DaskCluster):
             )
             return Client(self._cluster, set_as_default=False)
 
+    def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
+        """Start the coordinator in a background process.
+
+        From a handler process it is started as the handler's worker would start it, with nothing of the handler's.
+        """
+        from cortex_dask import detached
+        from cortex_dask.runtime import surroundings
+
+        here = surroundings.current()
+        detached.start(
+            job_url,
+            cluster=self.name,
+            python=None if here is None else here.python,
+            variables=None if here is None else here.variables,
+        )
+
     def stop(self, reason: str) -> None:
         """End the running splits; they are in this process, so nobody else has to be asked."""
         slots.stop_job(self._job_url, reason)
@@ -65,6 +76,9 @@ class LocalThreads(DaskCluster):
         super().close()
         if self._job_url:
             slots.close_job(self._job_url)  # also those that were started for a job that was never connected
+
+    def shutdown(self) -> None:
+        """End the in-process cluster."""
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None

@@ -95,6 +95,10 @@ class JobDirectory:
         except FileNotFoundError:
             raise JobNotFoundError(f"there is no job at {self.url}: it has no job.json") from None
 
+    def move(self, settings: JobSettings) -> None:
+        """Write ``job.json`` anew, with another cluster; everything else about a job stays as it was submitted."""
+        self.write_json("job.json", settings.to_json())
+
     # plan -----------------------------------------------------------------------------------------------------------
 
     def write_plan(self, header: PlanHeader, splits: Iterable[Split]) -> None:

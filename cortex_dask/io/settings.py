@@ -14,7 +14,15 @@ from typing import Any, Literal, Self
 
 from cortex_dask.io.splits import BatchFormat, DatasetInput
 
-__all__ = ["ComputeSettings", "HandlerSettings", "JobSettings", "LimitSettings", "OutputSettings", "SampleInput"]
+__all__ = [
+    "ClusterSettings",
+    "ComputeSettings",
+    "HandlerSettings",
+    "JobSettings",
+    "LimitSettings",
+    "OutputSettings",
+    "SampleInput",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +77,27 @@ class LimitSettings:
 class ComputeSettings:
     """What one worker slot may use."""
 
-    cpu: float = 1.0  # threads for BLAS, OpenMP and Arrow in the handler process: max(1, floor(cpu))
+    cpu: float | None = None  # threads for BLAS, OpenMP and Arrow in the handler process: max(1, floor(cpu))
     memory: int | None = None  # bytes of the handler process and its children; None: no limit
-    gpu: float = 0.0  # devices for a slot
+    gpu: float = 0.0  # devices for a slot; 0.5: two slots share one
+    inf: int = 0  # AWS Neuron devices for a slot
+    shm: int | None = None  # bytes of /dev/shm
+    node_groups: tuple[str, ...] | None = None  # where workers may run
+
+    @property
+    def threads(self) -> int:
+        """How many threads a handler process should use."""
+        return max(int(self.cpu or 1), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Where a job was submitted to, and how that cluster is made."""
+
+    name: str = "local"  # or inline, gateway, kubernetes, or a scheduler's address
+    options: dict[str, Any] = field(default_factory=dict)  # of the backend, over those of the environment
+    kubernetes: dict[str, Any] = field(default_factory=dict)  # the API's ``kubernetes:``, checked
+    gateway: dict[str, Any] = field(default_factory=dict)  # the environment's ``gateway:``: a site's names for options
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +128,14 @@ class JobSettings:
     job_config: dict[str, Any] = field(default_factory=dict)  # the config as given in the submission
     output: OutputSettings | None = None
     workers: int = 1
+    min_workers: int | None = None  # fewer, while there is less to do; None: ``workers``, as long as there is enough
+    workers_said: bool = True  # False: nobody has said how many, and a cluster may use all that it has
     compute: ComputeSettings = ComputeSettings()
     limits: LimitSettings = LimitSettings()
     labels: dict[str, str] = field(default_factory=dict)
     #: ``name`` and ``cluster`` of the environment that it was submitted to: for clients that its handlers make.
     environment: dict[str, str] = field(default_factory=dict)
+    cluster: ClusterSettings = ClusterSettings()
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -128,7 +157,9 @@ class JobSettings:
             data["samples"] = SampleInput(**_known(SampleInput, data["samples"], tuples=("includes", "excludes")))
         if data.get("output") is not None:
             data["output"] = OutputSettings(**_known(OutputSettings, data["output"], tuples=("keep",)))
-        data["compute"] = ComputeSettings(**_known(ComputeSettings, data.get("compute", {})))
+        compute = _known(ComputeSettings, data.get("compute", {}), tuples=("node_groups",))
+        data["compute"] = ComputeSettings(**compute)
+        data["cluster"] = ClusterSettings(**_known(ClusterSettings, data.get("cluster", {})))
         data["limits"] = LimitSettings(**_known(LimitSettings, data.get("limits", {})))
         return cls(**data)
 

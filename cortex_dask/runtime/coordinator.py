@@ -25,6 +25,7 @@ from cortex_dask.io.ledger import Ledger
 from cortex_dask.io.output import OutputDirectory
 from cortex_dask.io.records import Outcome, Part, SplitRecord, SplitTask
 from cortex_dask.io.splits import PlanHeader, Split
+from cortex_dask.progress import COMPLETE_STATUSES, FINAL_STATUSES
 from cortex_dask.runtime.committer import Committer
 from cortex_dask.runtime.delivery import make_delivery
 from cortex_dask.runtime.retries import plan_retries, read_retries
@@ -111,6 +112,14 @@ class _Ended(Exception):  # noqa: N818 - a signal within this module
         self.reason = reason
 
 
+class _Overtaken(Exception):  # noqa: N818 - a signal within this module
+    """Another coordinator has ended the job, or runs it, since this one was taken for dead."""
+
+    def __init__(self, document: Document) -> None:
+        super().__init__(f"another coordinator has taken the job over; its status is {document['status']!r}")
+        self.document = document
+
+
 class Coordinator:
     """One run of one job.
 
@@ -168,6 +177,8 @@ class Coordinator:
         ended = False
         try:
             self._board.end(*self._outcome(retry))
+        except _Overtaken as error:
+            self._leave(error.document)
         except InputError as error:
             self._board.end("worker error" if self._board.status == "running" else "failed while enqueuing", str(error))
             raise
@@ -185,7 +196,18 @@ class Coordinator:
         finally:
             with contextlib.nullcontext() if ended else contextlib.suppress(OSError):
                 self._pulse.stop()  # what failed before is what is raised, and not that the store fails again
-        return self._board.document()
+        return self._pulse.overtaken or self._board.document()
+
+    def _leave(self, document: Document) -> None:
+        """Leave the job to the coordinator that has it now."""
+        if document["status"] not in FINAL_STATUSES:
+            who = document["coordinator"]
+            raise JobRunningError(
+                f"the job {self._settings.job_id} was taken over by process {who['pid']} on {who['host']}, as this "
+                "process gave no sign of life; nothing is lost"
+            )
+        if self._output is not None and document["status"] in COMPLETE_STATUSES:
+            self._output.clean()  # of the attempts that our own handlers were at
 
     def _outcome(self, retry: bool) -> tuple[str, str]:
         """Run the job; return its status and the reason for it."""
@@ -217,7 +239,7 @@ class Coordinator:
             self._cluster.close()
             if self._delivery is not None:
                 self._delivery.close()
-            if ended is None:
+            if ended is None and self._pulse.overtaken is None:
                 self._release()
         if self._output is not None:
             # Only now that the handlers have ended: an attempt that lost against another coordinator's may have run
@@ -304,6 +326,7 @@ class Coordinator:
         """Keep the window full until every split is in the ledger."""
         try:
             while self._counted < self._total_splits:
+                self._cluster.want(self._total_splits - self._counted)
                 self._fill_window()
                 if not self._inflight:
                     self._committer.hurry()
@@ -341,7 +364,9 @@ class Coordinator:
     # sending --------------------------------------------------------------------------------------------------------
 
     def _fill_window(self) -> None:
-        slots = max(self._cluster.slots(), 1)
+        slots = max(self._cluster.slots(), 1)  # one waits where there is none, so that others see that there is work
+        if not self._cluster.is_ready():
+            return
         if self._suspects or self._alone in self._inflight:
             if not self._inflight:
                 self._alone = self._suspects[0].number
@@ -474,8 +499,16 @@ class Coordinator:
                     f"max_failed_batches allows {bound:g}",
                 )
 
+    def _check_overtaken(self) -> None:
+        if self._pulse.overtaken is not None:
+            raise _Overtaken(self._pulse.overtaken)
+
     def _check_time(self) -> None:
+        self._check_overtaken()
         if self._deadline is not None and time.monotonic() > self._deadline:
+            with contextlib.suppress(OSError):
+                self._pulse.look()  # the time may have passed while this process slept, and another one ended the job
+            self._check_overtaken()
             timeout = self._settings.limits.timeout
             raise _Ended("timed out", f"the job took longer than its timeout of {timeout:g} s")
 
@@ -490,6 +523,8 @@ class Coordinator:
 
     def _halt(self, error: BaseException) -> None:
         """End the running splits, and keep what they had finished."""
+        if isinstance(error, _Overtaken):
+            return  # a request to stop would hit the other coordinator's
         if self._inflight:
             self._tell_to_stop(error)
         deadline = time.monotonic() + _STOP_GRACE

@@ -139,7 +139,7 @@ def _warm_up(settings: JobSettings) -> None:
 
     from cortex_dask.runtime import pipeline  # noqa: F401 - for its own imports
 
-    threads = max(int(settings.compute.cpu), 1)
+    threads = settings.compute.threads
     pa.set_cpu_count(threads)
     pa.set_io_thread_count(max(threads, 4))  # they wait for storage more than they work
     if settings.output is not None:

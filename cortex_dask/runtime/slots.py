@@ -161,7 +161,7 @@ class Slot:
     def _start(self) -> HandlerProcess:
         settings = self.job.settings
         environment = slot_environment(
-            os.environ, settings.handler.env, cpu=settings.compute.cpu, gpu=settings.compute.gpu, slot=self.number
+            os.environ, settings.handler.env, cpu=settings.compute.threads, gpu=settings.compute.gpu, slot=self.number
         )
         executable = None
         if settings.handler.extra.get("dependencies"):

@@ -12,7 +12,7 @@ import pytest
 
 PRELUDE = (
     "import json, dataclasses\nfrom cortex_dask import environments as e\nfrom cortex_dask.errors import SpecError\n"
-    "def show(x):\n    print(json.dumps([dataclasses.astuple(i) for i in (x if isinstance(x, list) else [x])]))\n"
+    "def show(x):\n    print(json.dumps([dataclasses.astuple(i)[:4] for i in (x if isinstance(x, list) else [x])]))\n"
     "def fails(call):\n"
     "    try:\n        call()\n    except SpecError as error:\n        print(json.dumps(str(error)))\n"
     "    else:\n        print('null')\n"
@@ -76,6 +76,19 @@ def test_other_keys_of_the_file_stay(run, tmp_path: Path) -> None:
     assert "cache: /c" in text
     assert "a: 1" in text
     assert text.count("cortex") == 1
+
+
+def test_how_a_cluster_is_made_stays_with_its_environment(run, tmp_path: Path) -> None:
+    made = run(
+        "e.configure('prod', 's3://b', cluster='kubernetes', cluster_options={'namespace': 'n'})\n"
+        "print(json.dumps(e.configure('prod', 's3://c').cluster_options))"
+    )
+    assert made == [{"namespace": "n"}]
+    variables = {"DASK_CORTEX_DASK__ENVIRONMENTS__PROD__CLUSTER_OPTIONS__NAMESPACE": "other"}
+    assert run("print(json.dumps(e.current('prod').cluster_options))", **variables) == [{"namespace": "other"}]
+    (file,) = (tmp_path / "dask").iterdir()
+    file.write_text(file.read_text().replace("namespace: n", "").replace("cluster_options:", "cluster_options: [1]"))
+    assert "has the cluster_options" in run("fails(lambda: e.current('prod'))")[0]
 
 
 def test_variables(run) -> None:

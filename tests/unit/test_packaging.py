@@ -52,7 +52,7 @@ def test_environment_yml_names_the_same_packages_as_pyproject() -> None:
 
 def test_extras_are_those_that_users_are_told_of() -> None:
     extras = pyproject()["project"]["optional-dependencies"]
-    assert set(extras) == {"kubernetes", "gateway", "tensorflow", "polars", "notebook", "test", "dev", "all"}
+    assert set(extras) == {"kubernetes", "gateway", "tensorflow", "polars", "notebook", "test", "test-kubernetes", "dev", "all"}
     everything = re.fullmatch(r"cortex-dask\[(.*)\]", extras["all"][0])
     assert everything
     assert set(everything[1].split(",")) <= set(extras)
@@ -117,6 +117,7 @@ LAYERS = [
     {
         "handler",
         "project",
+        "kubernetes_spec",
         "api_spec",
         "submission",
         "submission_file",
@@ -127,9 +128,9 @@ LAYERS = [
         "scaffold",
     },
     # the engine, and what is read from a job directory
-    {"runtime", "clusters", "job_logs", "job_output", "json_parts", "dead_letters", "progress"},
+    {"runtime", "clusters", "detached", "job_logs", "job_output", "json_parts", "dead_letters", "progress"},
     # the handle on a job
-    {"background", "detached", "display", "job"},
+    {"background", "display", "job"},
     # one environment's APIs and jobs; looking at a job before it is run
     {"api_client", "client", "sample"},
     # what users import or type

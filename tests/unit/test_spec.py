@@ -155,9 +155,9 @@ def test_every_key_of_the_contract(folder: Path) -> None:
     assert settings.handler.env == {"A": "1", "B": "text"}
     assert settings.config == {"threshold": 0.5, "labels": {"a": 1}}
     assert (settings.compute.cpu, settings.compute.gpu, settings.compute.memory) == (0.5, 1.0, 3 * 2**29)
+    assert (settings.compute.inf, settings.compute.node_groups, settings.compute.shm) == (2, ("a", "b"), 2**30)
     assert settings.handler.extra == {
         "image": "example.org/image:1",
-        "shm_size": "1Gi",
         "dependencies": {"pip": "requirements.txt"},
         "models": {
             "paths": [{"name": "a", "path": "s3://bucket/a"}, {"name": "b", "path": "b", "signature_key": "c"}],
@@ -165,7 +165,6 @@ def test_every_key_of_the_contract(folder: Path) -> None:
         },
         "server_side_batching": {"max_batch_size": 32, "batch_interval": "0.5s"},
         "tensorflow_serving_image": "example.org/serving:2",
-        "compute": {"inf": 2, "node_groups": ["a", "b"]},
     }
     assert [warning for warning in resolved.warnings if "networking" in warning]
     assert JobSettings.from_json(orjson.loads(orjson.dumps(settings.to_json()))) == settings
