@@ -36,6 +36,7 @@ __all__ = ["STATUSES", "Job"]
 _POLL_SECONDS = 0.5  # the status document is written every second or two
 _SHOW_SECONDS = 0.2  # how late a display may be
 _START_SECONDS = 60.0  # a job that nobody has begun to run after this long is taken for abandoned
+_COMING_SECONDS = 600.0  # one that was sent off with its cluster may have to wait for machines and images
 _STOP_SECONDS = 60.0  # running handlers end within 5 s; committing what they had finished may take longer
 
 
@@ -435,7 +436,7 @@ class Job:
         from cortex_dask.runtime.status import running_elsewhere
 
         document = self.describe() if document is None else document
-        if self.is_run_here:
+        if self.is_run_here or self._is_coming(document):
             return True
         if document["status"] in FINAL_STATUSES:
             return False
@@ -443,6 +444,18 @@ class Job:
             created = parse_time(self.settings.created_time)
             return created is not None and (datetime.now(UTC) - created).total_seconds() < _START_SECONDS
         return running_elsewhere(document, "") is not None
+
+    def _is_coming(self, document: dict[str, Any]) -> bool:
+        """Whether a coordinator was sent off with a cluster a short time ago, and has not come up yet."""
+        from cortex_dask.clusters import records
+
+        if self.settings.cluster.name in ("local", "inline"):
+            return False
+        record = records.find(self.url)
+        if record is None or not record.is_detached:
+            return False
+        seen = (document.get("coordinator") or {}).get("heartbeat") or 0.0
+        return record.created_time > seen and time.time() - record.created_time < _COMING_SECONDS
 
     def _is_abandoned(self, document: dict[str, Any]) -> bool:
         return document["status"] not in FINAL_STATUSES and not self.is_live(document)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from cortex_dask.cli.apis import delete, deploy
+from cortex_dask.cli.clusters import clusters
 from cortex_dask.cli.environment import env
 from cortex_dask.cli.exits import Commands
 from cortex_dask.cli.jobs import get, logs, resume, retry, stop
@@ -29,5 +30,5 @@ def main() -> None:
     """Batch processing on Dask: map a Handler over a dataset, every row exactly once."""
 
 
-for _command in (init, deploy, submit, get, logs, stop, resume, retry, delete, env, version, completion):
+for _command in (init, deploy, submit, get, logs, stop, resume, retry, delete, clusters, env, version, completion):
     main.add_command(_command)
