@@ -1,0 +1,332 @@
+"""A cluster of a Dask Gateway: made for the job, with the options that the site offers, and ended with it.
+
+The server decides how a cluster is made and what it may use; here it is asked. Its address and how users prove who they
+are stand in Dask's own configuration, under ``gateway:``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from cortex_dask.clusters import gateway_scheduler
+from cortex_dask.clusters.base import Done
+from cortex_dask.clusters.client import DaskCluster
+from cortex_dask.clusters.gateway_api import ENDED, GatewayApi, GatewayUnreachableError
+from cortex_dask.clusters.gateway_mapping import Choice, Needs, choose
+from cortex_dask.clusters.scaling import first_workers
+from cortex_dask.errors import ClusterError, CortexDaskError, SpecError
+from cortex_dask.io.job_directory import JobDirectory
+from cortex_dask.io.records import Outcome, SplitTask
+from cortex_dask.io.settings import JobSettings
+from cortex_dask.wording import shown
+
+if TYPE_CHECKING:
+    from dask_gateway.client import ClusterReport
+    from distributed import Client
+
+__all__ = ["Gateway"]
+
+_log = logging.getLogger(__name__)
+
+#: The options that are ours, and not the site's.
+_OWN_OPTIONS = ("start_timeout", "idle_timeout", "reconnect_timeout")
+_START_SECONDS = 600.0
+_IDLE_SECONDS = 600.0
+_POLL_SECONDS = 0.25  # between two looks at a cluster that comes up; grows to the next
+_POLL_MOST = 2.0
+_PROXY_SECONDS = 30.0  # for the gateway's proxy to know a cluster that has just come up
+_CONNECT_SECONDS = 10.0
+_STOP_SECONDS = 20.0  # for a gateway that is being restarted to take the word that a cluster is not wanted any more
+_RECORD = "cluster.json"
+
+
+class Gateway(DaskCluster):
+    """A cluster that a Dask Gateway makes for the job."""
+
+    name = "gateway"
+    is_fixed = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._api: GatewayApi | None = None
+        self._cluster: str | None = None  # the name that the gateway gave it
+        self._slots: int | None = None  # of each worker; None: as many as it has threads
+        self._spare = False  # whether workers have more threads than slots, so that splits have to be placed
+        self._running: Counter[str] = Counter()  # splits that were placed, by worker
+        self._chosen: str | None = None
+
+    # coming up ------------------------------------------------------------------------------------------------------
+
+    def connect(self) -> Client:
+        """Have a cluster made, or find the one that an earlier coordinator of the job has left, and connect to it."""
+        limit = self.seconds("start_timeout", _START_SECONDS)
+        deadline = time.monotonic() + limit
+        api = self._api = GatewayApi()
+        choice = self._choose(api)
+        self._slots, self.threads_per_worker = choice.slots, choice.slots or 1
+        self._cluster = self._find(api, choice) or self._create(api, choice)
+        report = self._await_running(api, self._cluster, deadline, limit)
+        client = self._client_of(report, min(deadline, time.monotonic() + _PROXY_SECONDS))
+        try:
+            self._attend(client)
+            # Asked for while it is being planned; not known how many threads a worker has, one tells.
+            api.scale(self._cluster, first_workers(self.settings, choice.slots) if choice.slots else 1)
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    def _attend(self, client: Client) -> None:
+        """Let the cluster end when this coordinator has been gone for some time."""
+        self.check(client)  # before the scheduler is asked to run something that it may not have
+        client.run_on_scheduler(gateway_scheduler.attend, client.id, self.seconds("idle_timeout", _IDLE_SECONDS))
+
+    def _choose(self, api: GatewayApi) -> Choice:
+        """Return the options for the cluster, from what the site offers and what the job asks for."""
+        asked = {key: value for key, value in self.options.items() if key not in _OWN_OPTIONS}
+        names = self.settings.cluster.gateway.get("options") or {}
+        if not isinstance(names, dict):
+            raise SpecError(f"gateway.options in the environment is {shown(names)}; a mapping is needed")
+        try:
+            choice = choose(
+                api.options(), asked, needs(self.settings, self.seconds("idle_timeout", _IDLE_SECONDS)), names
+            )
+        except SpecError as error:
+            raise SpecError(f"the Dask Gateway at {api.address}: {error}") from None
+        for note in choice.notes:
+            _log.warning("%s (the Dask Gateway at %s)", note, api.address)
+        return choice
+
+    def _find(self, api: GatewayApi, choice: Choice) -> str | None:
+        """Return the cluster that an earlier coordinator of this job has left, if it is there and is what is needed."""
+        record = self._directory.read_json(_RECORD) or {}
+        name = record.get("name")
+        if record.get("backend") != self.name or record.get("address") != api.address or not name:
+            return None
+        report = api.report(name)
+        if report is None or report.status.name in ENDED:
+            return None
+        if record.get("options") != choice.options:
+            api.stop(name)
+            return None
+        self._directory.write_json(_RECORD, {**record, "owner": self._token})
+        return str(name)
+
+    def _create(self, api: GatewayApi, choice: Choice) -> str:
+        record = {
+            "backend": self.name,
+            "name": None,
+            "address": api.address,
+            "owner": self._token,
+            "options": choice.options,
+            "created_time": datetime.now(UTC).isoformat(),
+        }
+        self._directory.write_json(_RECORD, record)
+        name = api.create(choice.options)
+        self._cluster = name  # for shutdown(), should the next line fail
+        self._directory.write_json(_RECORD, {**record, "name": name})
+        return name
+
+    def _await_running(self, api: GatewayApi, name: str, deadline: float, limit: float) -> ClusterReport:
+        where, pause, last = f"the cluster {name} of the Dask Gateway at {api.address}", _POLL_SECONDS, "it is pending"
+        while not self.closing.is_set():
+            try:
+                report = api.report(name)
+            except GatewayUnreachableError as error:
+                last = str(error)  # a gateway that is restarted goes on with its clusters
+            else:
+                if report is None or report.status.name in ENDED:
+                    raise ClusterError(
+                        f"{where} could not be started: its scheduler ended before it could be reached; the log of the "
+                        "gateway's server tells why, ask its administrator"
+                    )
+                if report.status.name == "RUNNING":
+                    return report
+                last = "it is pending, as when there is no room for it"
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{where} has not come up within {limit:.0f} s: {last} (--cluster-option start_timeout=SECONDS "
+                    "allows more time)"
+                )
+            self.closing.wait(pause)
+            pause = min(pause * 1.5, _POLL_MOST)
+        raise ClusterError(f"{where} is not waited for any longer")
+
+    def _client_of(self, report: ClusterReport, deadline: float) -> Client:
+        from distributed import Client
+
+        while True:
+            try:
+                return Client(
+                    report.scheduler_address,
+                    security=report.security,
+                    set_as_default=False,
+                    timeout=min(_CONNECT_SECONDS, max(deadline - time.monotonic(), 1)),
+                )
+            except (OSError, TimeoutError) as error:
+                if time.monotonic() > deadline or self.closing.is_set():
+                    raise ClusterError(
+                        f"the gateway's proxy at {report.scheduler_address.rsplit('/', 1)[0]} does not lead to the "
+                        f"scheduler of the cluster {report.name} ({type(error).__name__}: {error}): check "
+                        "gateway.proxy-address in Dask's configuration"
+                    ) from error
+
+    def reconnect(self) -> Client | None:
+        """Return a client of the same cluster, which outlives a restart of the gateway.
+
+        Raises
+        ------
+        ClusterError
+            If the cluster has ended: the job can go on with another one, when it is resumed.
+        """
+        if self._api is None or self._cluster is None:
+            return None
+        report = self._api.report(self._cluster)
+        if report is None or report.status.name in ENDED:
+            raise ClusterError(self._end_reason())
+        if report.status.name != "RUNNING":
+            return None
+        client = self._client_of(report, time.monotonic())
+        self._attend(client)
+        return client
+
+    # sizes ----------------------------------------------------------------------------------------------------------
+
+    def scale(self, workers: int) -> None:
+        """Ask the cluster's scheduler, which knows who is idle; it tells the gateway."""
+        if self._slots is not None and self._slots != self.threads_per_worker:
+            workers = -(-workers * self.threads_per_worker // self._slots)
+        self.client.run_on_scheduler(gateway_scheduler.resize, workers)
+
+    def _count(self) -> dict[str, int]:
+        """Return the slots of each worker: by its GPUs where it says how many it has, else as its options make them."""
+        threads: dict[str, int] = dict(self.client.nthreads())
+        if self.settings.compute.gpu:
+            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+            self.has_resources = any("GPU" in worker["resources"] for worker in workers)
+            if self.has_resources:
+                self._spare = False
+                return super()._count()
+        if self._slots is None and threads:
+            self._slots = min(threads.values())
+            self.scale(first_workers(self.settings, self.threads_per_worker))
+        slots = {address: min(count, self._slots or count) for address, count in threads.items()}
+        self._spare = slots != threads
+        return slots
+
+    def ahead(self) -> int:
+        """Return 0 where a split that waits on a worker would find a free thread there that is no slot."""
+        return 0 if self._spare else super().ahead()
+
+    def _place(self) -> dict[str, Any]:
+        placed = super()._place()
+        if self._chosen is not None and "workers" not in placed:
+            placed |= {"workers": [self._chosen], "allow_other_workers": True}  # others, should it vanish
+        return placed
+
+    def submit(self, task: SplitTask, done: Done) -> None:
+        """Send a split; to the worker with the most free slots, where the scheduler would fill spare threads."""
+        threads = self._threads
+        if not self._spare or not threads:
+            super().submit(task, done)
+            return
+        worker = max(threads, key=lambda address: threads[address] - self._running[address])
+        self._running[worker] += 1
+
+        def ended(outcome: Outcome | Exception) -> None:
+            self._running[worker] -= 1
+            done(outcome)
+
+        self._chosen = worker
+        try:
+            super().submit(task, ended)
+        finally:
+            self._chosen = None
+
+    def trouble(self) -> str | None:
+        """Return why there are no workers, as far as the gateway tells."""
+        if self._api is None or self._cluster is None:
+            return None
+        gpu = self.settings.compute.gpu
+        with contextlib.suppress(Exception):
+            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+            if workers and gpu:
+                return (
+                    f"it has {len(workers)} workers, but none that has {gpu:g} GPUs (those of a site say how many they "
+                    "have with --resources GPU=n)"
+                )
+        try:
+            report = self._api.report(self._cluster)
+        except CortexDaskError as error:
+            return str(error)
+        if report is None or report.status.name in ENDED:
+            return self._end_reason()
+        return (
+            f"the Dask Gateway at {self._api.address} was asked for workers of its cluster {self._cluster}, and none "
+            "has come: they find no room, or end as they start; the gateway's log tells, ask its administrator"
+        )
+
+    def _end_reason(self) -> str:
+        assert self._api is not None
+        return (
+            f"the Dask Gateway at {self._api.address} has ended the cluster {self._cluster}: its scheduler was lost, "
+            "its workers could not be started, or somebody has stopped it"
+        )
+
+    # ending ---------------------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """End the cluster, unless another coordinator of the job has taken it over."""
+        api, name = self._api, self._cluster
+        if api is None:
+            return
+        record = self._directory.read_json(_RECORD) or {}
+        if record.get("owner") not in (None, self._token):
+            return
+        deadline = time.monotonic() + _STOP_SECONDS
+        while name is not None:
+            try:
+                api.stop(name)
+                break
+            except GatewayUnreachableError as error:
+                if time.monotonic() > deadline:
+                    seconds = self.seconds("idle_timeout", _IDLE_SECONDS)
+                    _log.warning("%s; its cluster %s ends by itself %.0f s from now", error, name, seconds)
+                    return
+                time.sleep(1)
+            except CortexDaskError as error:
+                _log.warning("the cluster %s could not be ended: %s", name, error)
+                return
+        if record:
+            self._directory.store.delete(_RECORD)
+
+    @property
+    def _directory(self) -> JobDirectory:
+        return JobDirectory(self._job_url)
+
+
+def needs(settings: JobSettings, idle_timeout: float) -> Needs:
+    """Return what a job needs of a gateway's cluster.
+
+    Where the site takes variables, some go with every cluster: whose it is, for those who look for leftovers; and
+    Dask's own idle timeout, for the seconds until a coordinator is connected.
+    """
+    compute = settings.compute
+    return Needs(
+        cpu=compute.cpu,
+        memory=compute.memory,
+        gpu=compute.gpu,
+        image=settings.handler.extra.get("image"),
+        env={
+            **settings.handler.env,
+            "CORTEX_DASK_JOB": settings.job_id,
+            "CORTEX_DASK_API": settings.api_name,
+            "DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT": f"{idle_timeout:g}s",
+        },
+        idle_timeout=idle_timeout,
+    )

@@ -1,0 +1,130 @@
+"""What runs on the scheduler of a gateway's cluster: it lets idle workers go, and ends a cluster that nobody uses.
+
+A gateway knows how many workers a cluster shall have, and asks Dask which ones to close; Dask closes busy ones as well
+when there are not enough idle ones. And not every site ends clusters whose users have vanished. An :class:`Attendant`,
+which the client puts beside the scheduler, does both as a job needs it, whatever becomes of the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+
+__all__ = ["Attendant", "attend", "end", "resize"]
+
+_log = logging.getLogger(__name__)
+
+_KEY = "cortex-dask"  # of the scheduler's extensions
+_PERIOD = 1.0
+_REFUSALS = 5  # of the gateway to end the cluster, before the scheduler ends itself
+_REFUSED_SECONDS = 10.0
+
+
+class Attendant:
+    """Looks after one cluster, on its scheduler's event loop.
+
+    Parameters
+    ----------
+    scheduler : Scheduler
+        The scheduler.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._coordinators: set[str] = set()
+        self._idle_timeout: float | None = None
+        self._target: int | None = None
+        self._last_used = time.monotonic()
+        self._task = asyncio.ensure_future(self._run())
+
+    def follow(self, client_id: str, idle_timeout: float) -> None:
+        """Keep the cluster as long as this client lives, and some seconds more."""
+        self._coordinators.add(client_id)
+        self._idle_timeout = idle_timeout
+        self._last_used = time.monotonic()
+        # Dask's own limit, from the variables that the cluster was made with, was for the time until now. It does not
+        # know of coordinators: it would end the cluster of one that plans, or publishes, for longer.
+        self._scheduler.idle_timeout = None
+
+    async def resize(self, workers: int) -> None:
+        """Have so many workers: more as soon as the gateway can, fewer when they are idle."""
+        self._target = workers
+        await self._approach()
+
+    # on its own -----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_PERIOD)
+            try:
+                await self._approach()
+                if self._is_abandoned():
+                    _log.warning("no coordinator for %.0f s: the cluster ends", self._idle_timeout)
+                    await self.end()
+                    return
+            except Exception:  # noqa: BLE001 - the next time may be better, and nobody else looks
+                _log.exception("the cluster could not be looked after")
+
+    async def _approach(self) -> None:
+        """Ask for the number of workers that comes closest to the wanted one without closing a busy one."""
+        if self._target is None:
+            return
+        service = self._scheduler.services["gateway"]
+        busy = sum(1 for worker in self._scheduler.workers.values() if worker.processing or worker.long_running)
+        count = max(self._target, busy)
+        if count != service.count:
+            await service.scale(count)
+
+    def _is_abandoned(self) -> bool:
+        if self._idle_timeout is None:
+            return False
+        from distributed.metrics import time as now
+
+        clients = self._scheduler.clients
+        # A client sends a heartbeat every five seconds: one whose network is gone is still listed, but does not.
+        seen = (now() - clients[each].last_seen for each in self._coordinators if each in clients)
+        since = min(seen, default=None)
+        if since is not None:
+            self._last_used = max(self._last_used, time.monotonic() - since)
+        return time.monotonic() - self._last_used > self._idle_timeout
+
+    async def end(self) -> None:
+        """End the cluster: by the gateway, or, where that cannot be reached, by ending the scheduler."""
+        service: Any = self._scheduler.services.get("gateway")
+        for _ in range(_REFUSALS if service is not None else 0):
+            try:
+                await service.gateway.shutdown()
+                return
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again and then done without
+                _log.warning("the gateway does not end the cluster: %s", error)
+                await asyncio.sleep(_REFUSED_SECONDS)
+        await self._scheduler.close()
+
+
+def attendant(scheduler: Scheduler) -> Attendant:
+    """Return the attendant of this scheduler, the same for all coordinators."""
+    extensions: dict[str, Any] = scheduler.extensions
+    found: Attendant | None = extensions.get(_KEY)
+    if found is None:
+        found = extensions[_KEY] = Attendant(scheduler)
+    return found
+
+
+async def attend(client_id: str, idle_timeout: float, dask_scheduler: Scheduler) -> None:
+    """Let the cluster end when this client is gone for so many seconds (for ``Client.run_on_scheduler``)."""
+    attendant(dask_scheduler).follow(client_id, idle_timeout)
+
+
+async def resize(workers: int, dask_scheduler: Scheduler) -> None:
+    """Let the cluster have so many workers (for ``Client.run_on_scheduler``)."""
+    await attendant(dask_scheduler).resize(workers)
+
+
+async def end(dask_scheduler: Scheduler) -> None:
+    """End the cluster soon, when the caller has its answer (for ``Client.run_on_scheduler``)."""
+    await attendant(dask_scheduler).end()
