@@ -9,247 +9,229 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import accumulate
-from typing import Any, NamedTuple
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 import orjson
 
 from cortex_dask.io.filters import matcher, parse_filters
+from cortex_dask.io.json_batches import Batcher, LineEdges, Stretch
 from cortex_dask.io.json_files import Block, JsonFile
 from cortex_dask.io.listing import HIVE_NULL
-from cortex_dask.io.reading import BadLine, Batch, Position, UnreadableInput
+from cortex_dask.io.reading import Ahead, BadLine, Batch, UnreadableInput
 from cortex_dask.io.sources import translated
 from cortex_dask.io.splits import Piece, PlanHeader, Split
 
 __all__ = ["parse_line", "read_json"]
 
 _SHOWN = 64 << 10  # bytes of a malformed line that are kept
+_DICTS = {dict}
 
 #: Makes every digit "0" and all else but the minus sign a space: then a search finds long runs of digits quickly.
 _DIGITS = bytes(48 if 48 <= byte <= 57 else 45 if byte == 45 else 32 for byte in range(256))
 _DIGITS_19, _MINUS_19, _DIGITS_20 = b"0" * 19, b"-" + b"0" * 19, b"0" * 20
 
 
-def read_json(split: Split, header: PlanHeader) -> Iterator[Batch | BadLine]:
+def read_json(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> Iterator[Batch | BadLine]:
     """Yield the batches of a split, and malformed lines; see :func:`cortex_dask.io.reading.read_split`."""
     any_value = header.extra.get("json") == "any"
     project = _projection(header)
-    batcher = _Batcher(header.batch_size)
+    batcher = Batcher(header.batch_size)
     wanted = None if split.only is None else set(split.only)
     last = max(wanted, default=-1) if wanted is not None else None
-    for piece in split.pieces:
-        for item in _items(piece, header, project, any_value=any_value):
-            if isinstance(item, BadLine):
-                if wanted is None:
-                    yield item
-                if not any_value:
-                    continue
-                full = batcher.leave_out()
-            else:
-                full = batcher.add(item)
-            for batch in full:
-                if wanted is None or batch.index in wanted:
-                    yield batch
-                if batch.index == last:
-                    return
+    source = _Source(split.pieces, any_value=any_value)
+    found = groupby(source if ahead is None else ahead(iter(source)), key=itemgetter(0))
+    for (number, group), piece in zip(found, split.pieces, strict=False):
+        stretches = _Lines(piece, batcher, any_value=any_value).stretches(what for _, what in group)
+        with translated(piece.path):
+            for item in stretches if piece.rows is None else _counted(stretches, piece, piece.rows):
+                if isinstance(item, BadLine):
+                    if wanted is None:
+                        yield item
+                    if not any_value:
+                        continue
+                    full = batcher.leave_out()
+                else:
+                    full = batcher.add(item if project is None else project(item, piece))
+                for batch in full:
+                    if wanted is None or batch.index in wanted:
+                        yield batch
+                    if batch.index == last:
+                        return
+        source.finish(number)
     for batch in batcher.rest():
         if wanted is None or batch.index in wanted:
             yield batch
 
 
-def _items(
-    piece: Piece, header: PlanHeader, project: Callable[[Stretch, Piece], Stretch] | None, *, any_value: bool
-) -> Iterator[Stretch | BadLine]:
-    """Yield stretches of good values and malformed lines, in order."""
-    with translated(piece.path), JsonFile(piece.path, piece.size, piece.tag) as file:
-        lines = any_value or not file.is_array
-        found = _lines(file, piece, any_value=any_value) if lines else file.elements(piece.path)
-        for item in found if piece.rows is None else _counted(found, piece, piece.rows):
-            stretch = item if isinstance(item, BadLine) else Stretch(*item)
-            if project is not None and isinstance(stretch, Stretch):
-                stretch = project(stretch, piece)
-            yield stretch
+class _Source:
+    """The pieces of a split as they lie in the files: blocks of lines, stretches of arrays; nothing is parsed twice.
+
+    Each item comes with the number of its piece, and each piece begins with None, so that none is passed over.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], *, any_value: bool) -> None:
+        self._pieces, self._any_value = pieces, any_value
+        self._finished = -1
+
+    def finish(self, number: int) -> None:
+        """Say that nothing more is wanted of a piece."""
+        self._finished = number
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        for number, piece in enumerate(self._pieces):
+            yield number, None
+            with translated(piece.path), JsonFile(piece.path, piece.size, piece.tag) as file:
+                if file.is_array and not self._any_value:
+                    found: Iterator[Any] = file.elements(piece.path)
+                else:
+                    compressed = file.is_compressed
+                    found = ((block, compressed) for block in file.blocks(piece.start, piece.stop))
+                for what in found:
+                    if self._finished >= number:
+                        break
+                    yield number, what
 
 
-def _counted(
-    found: Iterator[tuple[Any, ...] | BadLine], piece: Piece, rows: int
-) -> Iterator[tuple[Any, ...] | BadLine]:
+def _counted(found: Iterator[Stretch | BadLine], piece: Piece, rows: int) -> Iterator[Stretch | BadLine]:
     """Leave out the lines that belong to the pieces before and behind."""
     skip, left = piece.skip, rows
     for item in found:
-        count = 1 if isinstance(item, BadLine) else len(item[0])
+        count = 1 if isinstance(item, BadLine) else len(item.values)
         start, stop = min(skip, count), min(count, skip + left)
         skip -= start
         left -= stop - start
         if stop > start:
             whole = isinstance(item, BadLine) or stop - start == count
-            yield item if whole else _part(item, start, stop)
+            yield item if whole or isinstance(item, BadLine) else item.part(start, stop)
         if not left:
             return
     raise UnreadableInput(piece.path, f"has {left} lines less than when they were counted: submit the job again")
 
 
-def _part(item: Any, start: int, stop: int) -> tuple[Any, ...]:
-    values, path, unit, starts, stops = item
-    return values[start:stop], path, unit, starts[start:stop], stops[start:stop]
-
-
-class Stretch(NamedTuple):
-    """Good values one after the other, and where each lies: from ``starts[i]`` to ``stops[i]`` in ``unit``."""
-
-    values: list[Any]
-    path: str
-    unit: Any
-    starts: Sequence[int]
-    stops: Sequence[int]
-
-
-class _Batcher:
-    """Cuts a stream of stretches into batches.
-
-    Samples are counted by their lines before anybody parses them. So a malformed line keeps its place in its batch,
-    which is shorter then, or even empty; the other batches stay as they were planned.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._index = 0
-        self._left_out = 0  # malformed lines among those of the batch
-        self._values: list[Any] = []
-        self._positions: list[Position] = []
-
-    def add(self, stretch: Stretch) -> Iterator[Batch]:
-        """Take the stretch in, and yield the batches that are full."""
-        values, path, unit, starts, stops = stretch
-        at, size = 0, self._size
-        if self._values or self._left_out:
-            at = min(size - len(self._values) - self._left_out, len(values))
-            self._hold(stretch, 0, at)
-            if len(self._values) + self._left_out == size:
-                yield self._cut()
-        while len(values) - at >= size:
-            stop = at + size
-            position = (Position(path, unit, starts[at], stops[stop - 1]),)
-            yield Batch(self._index, values[at:stop], size, position)
-            self._index += 1
-            at = stop
-        self._hold(stretch, at, len(values))
-
-    def leave_out(self) -> Iterator[Batch]:
-        """Count a malformed line, and yield the batch if it is full with it."""
-        self._left_out += 1
-        if len(self._values) + self._left_out == self._size:
-            yield self._cut()
-
-    def rest(self) -> Iterator[Batch]:
-        """Yield the last batch, which may be short."""
-        if self._values or self._left_out:
-            yield self._cut()
-
-    def _hold(self, stretch: Stretch, at: int, stop: int) -> None:
-        if at == stop:
-            return
-        self._values += stretch.values[at:stop]
-        start, end = stretch.starts[at], stretch.stops[stop - 1]
-        if self._positions and self._positions[-1].path == stretch.path:
-            start = self._positions.pop().start
-        self._positions.append(Position(stretch.path, stretch.unit, start, end))
-
-    def _cut(self) -> Batch:
-        batch = Batch(self._index, self._values, len(self._values), tuple(self._positions))
-        self._index, self._values, self._positions, self._left_out = self._index + 1, [], [], 0
-        return batch
-
-
 # lines ----------------------------------------------------------------------------------------------------------------
 
 
-def _lines(file: JsonFile, piece: Piece, *, any_value: bool) -> Iterator[tuple[Any, ...] | BadLine]:
-    number = 0  # of lines of this piece before the block
-    before: int | None = (
-        0 if file.is_compressed else None
-    )  # lines before the piece: counted only when a line is malformed
-    start = 0
-    for block in file.blocks(piece.start, piece.stop):
-        lines = block.data.split(b"\n")
-        if not lines[-1]:
-            lines.pop()
-        start = start if number else block.offset
-        for item in _parsed(file, piece.path, block, lines, number, any_value=any_value):
-            if isinstance(item, BadLine):
-                if before is None:
-                    before = file.lines_before(start)
-                item = replace(item, line=before + item.line)
-            yield item
-        number += len(lines)
+class _Lines:
+    """Parses the blocks of one piece.
 
+    As many lines at a time as the next batch lacks: the values of a small batch are handled, written and forgotten
+    while they are in the processor's cache, and before the garbage collector has looked at them.
+    """
 
-def _parsed(
-    file: JsonFile, path: str, block: Block, lines: list[bytes], number: int, *, any_value: bool
-) -> Iterator[tuple[Any, ...] | BadLine]:
-    """Yield what the lines of one block hold; malformed ones with their number in the piece."""
-    long_integers = _may_hold_long_integers(block.data)
-    if not long_integers:
-        try:
-            values = list(map(orjson.loads, lines))
-        except orjson.JSONDecodeError:
-            pass  # some line is blank, malformed or for the other parser
-        else:
-            if any_value or set(map(type, values)) <= {dict}:
-                yield values, path, *_places(file, block, lines, number, None)
-                return
-    good: list[Any] = []
-    indexes: list[int] = []
-    ends: list[int] | None = None
-    for index, line in enumerate(lines):
-        try:
-            if long_integers and _may_hold_long_integers(line):
-                value = _slow_loads(line)
+    def __init__(self, piece: Piece, batcher: Batcher, *, any_value: bool) -> None:
+        self._piece, self._batcher, self._any_value = piece, batcher, any_value
+        self._compressed = False
+        self._before: int | None = None  # lines before the piece: counted only when a line is malformed
+        self._began = 0  # where the first line of the piece starts
+        self._number = 0  # of lines of this piece before those that are parsed
+
+    def stretches(self, found: Iterator[Any]) -> Iterator[Stretch | BadLine]:
+        """Yield stretches of good values and malformed lines, in order."""
+        for what in found:
+            if what is None:
+                continue
+            if isinstance(what, BadLine):
+                yield what
+            elif isinstance(what[0], Block):
+                block, self._compressed = what
+                yield from self._block(block)
             else:
-                try:
-                    value = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    if not line.strip():
-                        continue
+                yield Stretch(*what)
+
+    def _block(self, block: Block) -> Iterator[Stretch | BadLine]:
+        lines = block.data.split(b"\n")
+        whole = not lines[-1]
+        if whole:
+            lines.pop()
+        if not self._number:
+            self._began = block.offset
+        long_integers = _may_hold_long_integers(block.data)
+        at, offset, count, batcher = 0, block.offset, len(lines), self._batcher
+        while at < count:
+            some = lines[at : at + batcher.room]
+            at += len(some)
+            # the last line of a file may lack its newline
+            stop = offset + sum(map(len, some)) + len(some) - (at == count and not whole)
+            values = None if long_integers else self._values(some)
+            if values is None:
+                yield from self._one_by_one(some, offset, stop, long_integers=long_integers)
+            else:
+                yield self._stretch(values, some, offset, stop, None)
+            offset = stop
+            self._number += len(some)
+
+    def _values(self, lines: list[bytes]) -> list[Any] | None:
+        """Return what the lines hold; None if one of them is blank, malformed or for the other parser."""
+        try:
+            values = _parse_lines(lines)
+        except orjson.JSONDecodeError:
+            return None
+        return values if self._any_value or set(map(type, values)) == _DICTS else None
+
+    def _one_by_one(
+        self, lines: list[bytes], offset: int, stop: int, *, long_integers: bool
+    ) -> Iterator[Stretch | BadLine]:
+        good: list[Any] = []
+        indexes: list[int] = []
+        starts = LineEdges(lines, offset, stop, 0)
+        for index, line in enumerate(lines):
+            try:
+                if long_integers and _may_hold_long_integers(line):
                     value = _slow_loads(line)
-            if not any_value and type(value) is not dict:
-                raise ValueError(f"not a JSON object but {_kind(value)}")
-        except (ValueError, RecursionError) as error:
-            if good:
-                yield good, path, *_places(file, block, lines, number, indexes)
-                good, indexes = [], []
-            ends = ends or _ends(block, lines)
-            offset = ends[index] - len(line) - 1
-            yield BadLine(path, number + index + 1, offset, _shown(line), _error(error))
+                else:
+                    try:
+                        value = orjson.loads(line)
+                    except orjson.JSONDecodeError:
+                        if not line.strip():
+                            continue
+                        value = _slow_loads(line)
+                if not self._any_value and type(value) is not dict:
+                    raise ValueError(f"not a JSON object but {_kind(value)}")
+            except (ValueError, RecursionError) as error:
+                if good:
+                    yield self._stretch(good, lines, offset, stop, indexes)
+                    good, indexes = [], []
+                number = self._lines_before() + self._number + index + 1
+                yield BadLine(self._piece.path, number, starts[index], _shown(line), _error(error))
+            else:
+                good.append(value)
+                indexes.append(index)
+        if good:
+            yield self._stretch(good, lines, offset, stop, indexes)
+
+    def _stretch(
+        self, values: list[Any], lines: list[bytes], offset: int, stop: int, indexes: list[int] | None
+    ) -> Stretch:
+        """Return the values of the lines with these indexes (None: of all)."""
+        unit, first, last = "bytes", offset, stop
+        starts: Sequence[int]
+        stops: Sequence[int]
+        if self._compressed:
+            unit, first = "lines", self._number
+            starts, stops = range(first, first + len(lines)), range(first + 1, first + len(lines) + 1)
         else:
-            good.append(value)
-            indexes.append(index)
-    if good:
-        yield good, path, *_places(file, block, lines, number, indexes)
-
-
-def _ends(block: Block, lines: list[bytes]) -> list[int]:
-    """Return where each line ends, its newline included."""
-    lengths = accumulate(map(len, lines), initial=block.offset)
-    next(lengths)
-    return [length + count for count, length in enumerate(lengths, 1)]
-
-
-def _places(
-    file: JsonFile, block: Block, lines: list[bytes], number: int, indexes: list[int] | None
-) -> tuple[Any, ...]:
-    """Return unit, starts and stops of the lines with these indexes (None: all)."""
-    if file.is_compressed:
+            starts, stops = LineEdges(lines, first, last, 0), LineEdges(lines, first, last, 1)
         if indexes is None:
-            return "lines", range(number, number + len(lines)), range(number + 1, number + 1 + len(lines))
-        return "lines", [number + index for index in indexes], [number + index + 1 for index in indexes]
-    stops = _ends(block, lines)
-    stops[-1] = min(stops[-1], block.offset + len(block.data))  # the last line of a file may lack its newline
-    starts = [block.offset, *stops[:-1]]
-    if indexes is None:
-        return "bytes", starts, stops
-    return "bytes", [starts[index] for index in indexes], [stops[index] for index in indexes]
+            return Stretch(values, self._piece.path, unit, starts, stops, partial(_parse_lines, lines))
+        if len(indexes) < len(lines):
+            starts, stops = [starts[index] for index in indexes], [stops[index] for index in indexes]
+        return Stretch(values, self._piece.path, unit, starts, stops)
+
+    def _lines_before(self) -> int:
+        if self._before is None:
+            self._before = 0
+            if not self._compressed:
+                piece = self._piece
+                with JsonFile(piece.path, piece.size, piece.tag) as file:
+                    self._before = file.lines_before(self._began)
+        return self._before
+
+
+def _parse_lines(lines: list[bytes]) -> list[Any]:
+    return list(map(orjson.loads, lines))
 
 
 def _may_hold_long_integers(data: bytes) -> bool:
@@ -333,7 +315,7 @@ def _projection(header: PlanHeader) -> Callable[[Stretch, Piece], Stretch] | Non
                 stretch = stretch._replace(starts=starts, stops=stops)
         if columns is not None:
             values = [{name: value[name] for name in columns if name in value} for value in values]
-        return stretch._replace(values=values)
+        return stretch._replace(values=values, again=None)
 
     return project
 

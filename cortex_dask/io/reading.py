@@ -10,8 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cortex_dask.io.splits import PlanHeader, Split
@@ -19,7 +19,11 @@ from cortex_dask.io.splits import PlanHeader, Split
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["BadLine", "Batch", "Position", "UnreadableInput", "read_split"]
+__all__ = ["Ahead", "BadLine", "Batch", "Position", "UnreadableInput", "read_split"]
+
+
+#: Takes what is read from files, and yields the same, read in another thread while its consumer does something else.
+Ahead = Callable[[Iterator[Any]], Iterator[Any]]
 
 
 class Position(NamedTuple):
@@ -44,6 +48,8 @@ class Batch:
     data: pa.Table | list[Any]  # Parquet: a table whose columns have one chunk each; JSON: a list of dicts
     rows: int
     position: tuple[Position, ...]
+    #: Reads ``data`` once more, for whoever gave it away; None: it has to be copied before.
+    again: Callable[[], list[Any]] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +81,17 @@ class UnreadableInput(Exception):  # noqa: N818 - named like the cause that it i
         return f"{self.path} {self.problem}"
 
 
-def read_split(split: Split, header: PlanHeader) -> Iterator[Batch | BadLine]:
+def read_split(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> Iterator[Batch | BadLine]:
     """Yield the batches of a split in order, and malformed lines where they occur.
 
     For a split with ``only``, just the batches with those indexes (and no malformed lines).
+
+    Parameters
+    ----------
+    split, header
+        What to read.
+    ahead : callable, optional
+        For JSON: has the files read in another thread. Parsing stays in the thread of the caller.
 
     Raises
     ------
@@ -93,4 +106,4 @@ def read_split(split: Split, header: PlanHeader) -> Iterator[Batch | BadLine]:
         return read_parquet(split, header)
     from cortex_dask.io.jsonlines import read_json
 
-    return read_json(split, header)
+    return read_json(split, header, ahead)

@@ -96,6 +96,17 @@ class PartWriter:
         if self._pending_rows >= _GROUP_ROWS or self._pending_bytes >= _GROUP_BYTES:
             self._flush()
 
+    def write_text(self, text: bytes, rows: int) -> None:
+        """Add rows that are JSON lines of the schema already."""
+        self._flush()
+        try:
+            assert isinstance(self._encoder, _JsonEncoder)
+            self._encoder.write_text(text)
+        except BaseException:
+            self.discard()
+            raise
+        self.rows += rows
+
     def close(self) -> tuple[int, int]:
         """Finish and commit the staged file; return its rows and bytes."""
         if self._done is None:
@@ -193,7 +204,10 @@ class _JsonEncoder:
     def write(self, table: pa.Table, group: int) -> None:
         for start in range(0, table.num_rows, max(1, group)):
             for text in json_lines(table.slice(start, group)):
-                self._put(text if self._gzip is None else self._gzip.compress(text))
+                self.write_text(text)
+
+    def write_text(self, text: bytes | pa.Buffer) -> None:
+        self._put(text if self._gzip is None else self._gzip.compress(text))
 
     def finish(self) -> None:
         if self._gzip is not None:

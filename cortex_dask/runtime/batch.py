@@ -6,9 +6,10 @@ import logging
 import traceback
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from cortex_dask.io.payload import rows_slice, to_payload
 from cortex_dask.io.reading import Batch
@@ -19,15 +20,19 @@ from cortex_dask.runtime import logs
 from cortex_dask.runtime.failures import Verdict, one_line, shorten
 from cortex_dask.runtime.handling import LoadedHandler
 from cortex_dask.runtime.history import BatchHistory, SplitHistory
-from cortex_dask.runtime.memory import is_out_of_memory, release_memory
+from cortex_dask.runtime.memory import is_device_lost, is_out_of_memory, release_memory
 from cortex_dask.runtime.progress_cell import ProgressCell
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Attempts", "Work"]
+    from cortex_dask.io.json_rows import EncodedRows
 
-Fit = Callable[[list["pa.Table"]], list["pa.Table"]]
+__all__ = ["Attempts", "ProcessSpent", "Work"]
+
+Rows = Union["pa.Table", "EncodedRows"]
+Fit = Callable[[list[Rows]], list[Rows]]
+Shortcut = Callable[[Any], "EncodedRows | None"]
 Name = Callable[[], str]  # makes a batch's id, for those who want it
 Notify = Callable[[dict[str, Any]], None]
 
@@ -37,6 +42,10 @@ _PACKAGE = __name__.partition(".")[0]
 
 class OutOfMemoryError(Exception):
     """One row alone takes too much memory; the cause is what the handler raised."""
+
+
+class ProcessSpent(Exception):  # noqa: N818 - no fault of anybody's: a signal to the supervisor
+    """This process is of no more use: the split has to be run again in a new one."""
 
 
 class Work:
@@ -52,11 +61,15 @@ class Work:
         What the handler wants.
     """
 
-    __slots__ = ("_format", "_payload", "batch")
+    __slots__ = ("_format", "_given", "_payload", "batch")
 
     def __init__(self, batch: Batch, batch_format: BatchFormat) -> None:
         self.batch = batch
         self._format = batch_format
+        self._given = False  # whether the handler has got the batch's own rows
+        if batch_format == "records" and batch.again is not None:
+            self._payload = batch.data  # a copy of records costs twice as much as to read them once more
+            return
         try:
             self._payload = to_payload(batch.data, batch_format)
         except Exception:  # noqa: BLE001 - it happens again in the attempt, and is reported there
@@ -65,13 +78,23 @@ class Work:
     def payload(self) -> Any:
         """Return the whole batch as the handler wants it, not seen by any handler before."""
         payload, self._payload = self._payload, _NOT_MADE
-        return to_payload(self.batch.data, self._format) if payload is _NOT_MADE else payload
+        if payload is _NOT_MADE:
+            return to_payload(self.as_read().data, self._format)
+        self._given = self._given or payload is self.batch.data
+        return payload
 
     def piece(self, start: int, stop: int) -> tuple[Any, Any]:
         """Return some of the rows: as they were read, and as the handler wants them."""
         self._payload = _NOT_MADE
-        data = rows_slice(self.batch.data, start, stop)
+        data = rows_slice(self.as_read().data, start, stop)
         return data, to_payload(data, self._format)
+
+    def as_read(self) -> Batch:
+        """Return the batch with its rows as they were read, whatever a handler has done to its payload."""
+        again = self.batch.again
+        if self._given and again is not None:
+            self.batch, self._given = replace(self.batch, data=again()), False
+        return self.batch
 
 
 class Attempts:
@@ -115,8 +138,9 @@ class Attempts:
         output = settings.output
         self._has_output = output is not None
         self._keep: bool | tuple[str, ...] = output.keep if output is not None else False
+        self.shortcut: Shortcut | None = None  # makes rows of a result without a table, where it can
 
-    def run(self, work: Work, fit: Fit, *, used: int = 0) -> list[pa.Table] | Verdict:
+    def run(self, work: Work, fit: Fit, *, used: int = 0) -> list[Rows] | Verdict:
         """Handle a batch until it succeeds or fails for good.
 
         Parameters
@@ -130,7 +154,7 @@ class Attempts:
 
         Returns
         -------
-        list of pyarrow.Table, or Verdict
+        list of pyarrow.Table or EncodedRows, or Verdict
             The rows that came back, or why there are none.
         """
         index = work.batch.index
@@ -147,7 +171,10 @@ class Attempts:
                 try:
                     tables = fit(self._attempt(work, name, attempts + 1, before.rows_limit))
                 except self._guard as error:
+                    self._check_memory(error)
                     verdict, attempts = self._failed(index, error, attempts + 1), attempts + 1
+                    if is_device_lost(error):
+                        raise ProcessSpent(f"the device is of no more use to this process: {one_line(error)}") from None
                 else:
                     if known is not None or attempts:
                         self._notify({"type": "recovered", "batch": index})
@@ -156,6 +183,14 @@ class Attempts:
                     return verdict
         finally:
             logs.set_batch(None)
+
+    def _check_memory(self, error: BaseException) -> None:
+        """Ask for a new process before a batch is given up for its memory in one that has run out of it repeatedly."""
+        handler = self._handler
+        if isinstance(error, OutOfMemoryError) and handler.patience and handler.exhausted >= handler.patience:
+            raise ProcessSpent(
+                f"{handler.exhausted} batches have run out of memory in this process, the last with a single row"
+            ) from None
 
     def _failed(self, index: int, error: BaseException, attempts: int) -> Verdict | None:
         """Note a failed attempt; returns the verdict when it was the last."""
@@ -183,40 +218,46 @@ class Attempts:
 
     # one attempt ------------------------------------------------------------------------------------------------------
 
-    def _attempt(self, work: Work, name: Name, attempt: int, limit: int | None) -> list[pa.Table]:
+    def _attempt(self, work: Work, name: Name, attempt: int, known_limit: int | None) -> list[Rows]:
         """Handle all rows of a batch: at once, or in pieces where that has taken too much memory before."""
         rows = work.batch.rows
-        limit = min(self._handler.rows_limit or rows, limit or rows, rows)
+        limit = min(self._handler.rows_limit or rows, known_limit or rows, rows)
         todo = [(start, min(start + limit, rows)) for start in range(0, rows, max(limit, 1))][::-1] or [(0, 0)]
-        smallest = limit
-        tables: list[pa.Table] = []
+        exhausted = False
+        largest = 0  # of the pieces that worked
+        tables: list[Rows] = []
         while todo:
             start, stop = todo.pop()
             table, problem = self._call(work, start, stop, name, attempt)
             if problem is not None:
+                self._handler.exhausted += not exhausted
+                exhausted = True
                 if stop - start <= 1:
                     raise OutOfMemoryError from problem
                 del problem  # with it go the frames that hold what filled the memory
                 release_memory()
                 middle = (start + stop) // 2
                 todo += [(middle, stop), (start, middle)]
-                smallest = min(smallest, stop - middle)
                 logs.logger.warning("out of memory with %d rows: trying again with %d", stop - start, stop - middle)
-            elif table is not None:
+                continue
+            largest = max(largest, stop - start)
+            if table is not None:
                 tables.append(table)
-        if smallest < rows and smallest < (self._handler.rows_limit or rows):
-            self._handler.rows_limit = smallest
-            self._notify({"type": "rows limit", "rows": smallest})
+        # The largest piece, not the smallest: one huge row must not make all batches of the job handled row by row.
+        if (exhausted or known_limit is not None) and 0 < largest < (self._handler.rows_limit or rows):
+            self._handler.rows_limit = largest
+            self._notify({"type": "rows limit", "rows": largest, "everywhere": exhausted})
         return tables
 
     def _call(
         self, work: Work, start: int, stop: int, name: Name, attempt: int
-    ) -> tuple[pa.Table | None, BaseException | None]:
+    ) -> tuple[Rows | None, BaseException | None]:
         """Handle some rows; returns what came back, or the exception that says that they took too much memory."""
         rows = stop - start
         try:
+            data: Any = None
             if rows == work.batch.rows:
-                data, payload = work.batch.data, work.payload()
+                payload = work.payload()
             else:
                 data, payload = work.piece(start, stop)
                 name = partial(_piece_id, name, start, stop)
@@ -227,6 +268,10 @@ class Attempts:
                 self._cell.end_call()
             if result is None or not self._has_output:
                 return None, None
+            if self.shortcut is not None and (encoded := self.shortcut(result)) is not None:
+                return encoded, None
+            if self._keep and data is None:
+                data = work.as_read().data
             return to_table(result, data, rows, self._keep), None
         except self._guard as error:
             if not is_out_of_memory(error):

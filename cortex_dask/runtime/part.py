@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
 from cortex_dask.io.job_directory import decode_schema, encode_schema
+from cortex_dask.io.json_rows import EncodedRows
 from cortex_dask.io.output import staging_prefix
 from cortex_dask.io.schemas import conform, is_settled, settle
 from cortex_dask.io.settings import OutputSettings
@@ -19,7 +21,7 @@ from cortex_dask.runtime.progress_cell import Phase, ProgressCell
 
 if TYPE_CHECKING:
     from cortex_dask.io.writing import PartWriter
-    from cortex_dask.runtime.batch import Work
+    from cortex_dask.runtime.batch import Fit, Rows, Work
 
 __all__ = ["Gathering", "NeedsSchema", "SchemaSource", "StagedPart", "staged_name"]
 
@@ -80,17 +82,17 @@ class Gathering:
         self._proposed: str | None = None
         self._seen = 0
         self._rows = 0
-        self.held: list[tuple[Work, list[pa.Table]]] = []
+        self.held: list[tuple[Work, list[Rows]]] = []
 
-    def fit(self, tables: list[pa.Table]) -> list[pa.Table]:
+    def fit(self, rows: list[Rows]) -> list[Rows]:
         """Check that rows have types in common with those before; the batch fails if not."""
         known = [] if self._candidate is None else [pa.Table.from_batches([], self._candidate)]
-        tables = [table for table in tables if table.num_columns]
+        tables: list[Any] = [table for table in rows if not isinstance(table, EncodedRows) and table.num_columns]
         if tables:
             self._candidate = settle([*known, *tables])
         return tables
 
-    def hold(self, work: Work, tables: list[pa.Table]) -> pa.Schema | None:
+    def hold(self, work: Work, tables: list[Rows]) -> pa.Schema | None:
         """Keep a batch's rows; returns the schema when it is settled."""
         self._seen += 1
         if rows := sum(table.num_rows for table in tables):
@@ -185,19 +187,19 @@ class StagedPart:
         self._threaded = threaded
         self._limit = limit
         self._writer: PartWriter | None = None
-        self._channel: Channel[list[pa.Table]] | None = None
+        self._channel: Channel[list[Rows]] | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._waiting: list[pa.Table] = []  # for the writer, whose turn is worth its while with a few megabytes only
+        self._waiting: list[Rows] = []  # for the writer, whose turn is worth its while with a few megabytes only
         self._waiting_bytes = 0
         self.schema: pa.Schema | None = None
         self.rows = 0
 
-    def write(self, tables: list[pa.Table]) -> None:
+    def write(self, tables: list[Rows]) -> None:
         """Append rows that have the schema."""
         for table in tables:
-            if table.num_rows:
-                self.rows += table.num_rows
+            if rows := table.num_rows:
+                self.rows += rows
                 self._waiting.append(table)
                 self._waiting_bytes += table.nbytes
         if not self._threaded or self._waiting_bytes >= _AT_ONCE or len(self._waiting) >= _TABLES_AT_ONCE:
@@ -256,18 +258,28 @@ class StagedPart:
             self._error = error
             self._channel.abort()
 
-    def _encode(self, tables: list[pa.Table]) -> None:
+    def _encode(self, tables: list[Rows]) -> None:
         if self._writer is None:
             from cortex_dask.io.writing import PartWriter
 
             assert self.schema is not None
             self._writer = PartWriter(self._store, self._staged, self._settings, self.schema)
-        self._writer.write(tables[0] if len(tables) == 1 else pa.concat_tables(tables))
-
-
-Fit = Callable[[list[pa.Table]], list[pa.Table]]
+        for encoded, group in groupby(tables, key=lambda rows: isinstance(rows, EncodedRows)):
+            rows: list[Any] = list(group)
+            if encoded:
+                self._writer.write_text(b"".join([item.text for item in rows]), sum(item.num_rows for item in rows))
+            else:
+                self._writer.write(rows[0] if len(rows) == 1 else pa.concat_tables(rows))
 
 
 def fitting(schema: pa.Schema) -> Fit:
     """Return what brings rows to a settled schema."""
-    return lambda tables: [conform(table, schema) for table in tables if table.num_columns]
+
+    def fit(tables: list[Rows]) -> list[Rows]:
+        return [
+            table if isinstance(table, EncodedRows) else conform(table, schema)
+            for table in tables
+            if isinstance(table, EncodedRows) or table.num_columns
+        ]
+
+    return fit

@@ -12,19 +12,20 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from cortex_dask.errors import StorageError
 from cortex_dask.io.job_directory import decode_schema
-from cortex_dask.io.reading import BadLine, Batch, UnreadableInput, read_split
+from cortex_dask.io.json_rows import row_encoder
+from cortex_dask.io.reading import Ahead, BadLine, Batch, UnreadableInput, read_split
 from cortex_dask.io.records import Cause, SplitTask
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import BatchFormat, PlanHeader, Split
 from cortex_dask.io.store import Store
 from cortex_dask.runtime import logs
-from cortex_dask.runtime.batch import Attempts, Work
+from cortex_dask.runtime.batch import Attempts, Fit, Work
 from cortex_dask.runtime.channel import Aborted, Channel
 from cortex_dask.runtime.failures import FailureFile, Verdict, one_line
 from cortex_dask.runtime.handling import LoadedHandler
@@ -37,6 +38,10 @@ __all__ = ["Attempt", "Job", "NeedsSchema", "run_attempt"]
 
 _READ_AHEAD = 32 * 1024 * 1024  # bytes of small batches that wait for the handler, and again for the writer
 _ROW = 200  # bytes of a row, where the plan does not know
+#: Bytes of a batch of JSON up to which it is parsed by the thread that handles it. Parsing keeps Python's lock, so a
+#: thread of its own helps only while the handler does without it, and makes the handler wait for the lock afterwards.
+_SMALL = 64 * 1024
+_BLOCK = 4 * 1024 * 1024  # the largest stretch of a file that is read at once
 _JOIN_SECONDS = 5.0
 
 Notify = Callable[[dict[str, Any]], None]
@@ -51,6 +56,7 @@ class _Unread:
 
 
 Item = Work | BadLine | _Unread
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,7 @@ class _Run:
         self._limit = min(_READ_AHEAD, (settings.compute.memory or _READ_AHEAD * 32) // 32)
         self._part: StagedPart | None = None
         self._gathering: Gathering | None = None
-        self._fit: Callable[[list[pa.Table]], list[pa.Table]] = lambda tables: tables
+        self._fit: Fit = lambda tables: tables
         if settings.output is not None and job.output is not None:
             self._part = StagedPart(
                 job.output,
@@ -161,7 +167,7 @@ class _Run:
             else:
                 self._gathering = Gathering(source, job.cell)
                 self._fit = self._gathering.fit
-        self._channel: Channel[Item] | None = None
+        self._channel: Channel[Any] | None = None
         self._reader: threading.Thread | None = None
         self._batches = 0
         self._failed = 0
@@ -172,7 +178,7 @@ class _Run:
         """Handle every batch, then make failures and part durable."""
         began = self._job.handler.handle_nanoseconds
         self._job.cell.set_phase(Phase.RUNNING)
-        for item in self._read_ahead() if self._overlap else self._read():
+        for item in self._items():
             match item:
                 case Work():
                     self._take(item)
@@ -221,7 +227,7 @@ class _Run:
         result = self._attempts.run(work, self._fit, used=used)
         if isinstance(result, Verdict):
             self._failed += 1
-            self._failures.add(work.batch, result)
+            self._failures.add(work.as_read(), result)
             return
         if not self._spoken:
             self._spoken = True
@@ -241,6 +247,9 @@ class _Run:
         self._part.schema = schema
         self._fit = fitting(schema)
         self._gathering = None
+        output = self._job.settings.output
+        if output is not None and output.format == "json" and not output.keep:
+            self._attempts.shortcut = row_encoder(schema)
 
     def _release(self, schema: pa.Schema | None) -> None:
         """Write what was held back while there was no schema; a batch that does not fit it has failed an attempt."""
@@ -262,23 +271,36 @@ class _Run:
 
     # reading ----------------------------------------------------------------------------------------------------------
 
-    def _read_ahead(self) -> Iterator[Item]:
-        """Yield what a reader thread reads."""
-        self._channel = Channel(self._limit)
+    def _items(self) -> Iterator[Item]:
+        """Yield the split's batches, read ahead by another thread: the files, and what can be made of them there."""
+        if not self._overlap:
+            return self._read()
+        size = self._bytes_per_row()
+        header = self._job.header
+        if header.format == "json" and header.batch_size * size <= _SMALL:
+            return self._read(self._blocks_ahead)
+        return self._ahead(self._read(), lambda item: item.batch.rows * size if isinstance(item, Work) else _ROW)
+
+    def _blocks_ahead(self, blocks: Iterator[Any]) -> Iterator[Any]:
+        return self._ahead(blocks, lambda block: _BLOCK)
+
+    def _ahead(self, items: Iterator[T], size: Callable[[T], int]) -> Iterator[T]:
+        """Yield what a reader thread takes from ``items``."""
+        channel: Channel[T] = Channel(self._limit)
+        self._channel = channel
         self._reader = threading.Thread(
-            target=self._fill, args=(self._channel,), name="cortex-dask-reader", daemon=True
+            target=self._fill, args=(channel, items, size), name="cortex-dask-reader", daemon=True
         )
         self._reader.start()
-        while items := self._channel.take():
-            yield from items
+        while taken := channel.take():
+            yield from taken
         self._reader.join()
 
-    def _fill(self, channel: Channel[Item]) -> None:
+    def _fill(self, channel: Channel[T], items: Iterator[T], size: Callable[[T], int]) -> None:
         """Read in the reader thread."""
-        size = self._bytes_per_row()
         try:
-            for item in self._read():
-                channel.put(item, item.batch.rows * size if isinstance(item, Work) else _ROW)
+            for item in items:
+                channel.put(item, size(item))
                 self._job.cell.count_read()
             channel.end()
         except Aborted:
@@ -286,14 +308,14 @@ class _Run:
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             channel.end(error)
 
-    def _read(self) -> Iterator[Item]:
+    def _read(self, ahead: Ahead | None = None) -> Iterator[Item]:
         """Yield the split's batches with their payloads, in the end perhaps those that cannot be read."""
         split, cell = self._split, self._job.cell
         wanted = iter(split.only) if split.only is not None else itertools.count()
         expected = next(wanted, None)
         stop = self._history.unreadable
         batch_format = self._job.settings.batch_format
-        items = iter(read_split(split, self._job.header))
+        items = iter(read_split(split, self._job.header, ahead) if ahead else read_split(split, self._job.header))
         while expected is not None:
             if stop is not None and expected >= stop[0]:
                 yield _Unread(expected, stop[1])

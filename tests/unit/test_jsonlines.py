@@ -6,7 +6,9 @@ import bz2
 import gzip
 import itertools
 import json
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,41 @@ def write(folder: Path, name: str, data: bytes) -> Path:
     path = folder / name
     path.write_bytes(data)
     return path
+
+
+def test_files_that_another_thread_reads_give_the_same(tmp_path: Path) -> None:
+    """Lines, an array, compressed lines, a malformed line, a file that is damaged in its middle: all in order."""
+    lines = b"".join(b'{"n": %d}\n' % number for number in range(50))
+    paths = [
+        write(tmp_path, "a.jsonl", lines),
+        write(tmp_path, "b.json", json.dumps([{"n": number} for number in range(20)]).encode()),
+        write(tmp_path, "c.jsonl.gz", gzip.compress(lines)),
+        write(tmp_path, "d.jsonl", b'{"n": 1}\n{"n": \n{"n": 2}\n'),
+        write(tmp_path, "e.jsonl.gz", gzip.compress(lines)[:-12]),
+    ]
+    threads: set[int] = set()
+
+    def ahead(items: Iterator[Any]) -> Iterator[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            while True:
+                item = pool.submit(next, items, None).result()
+                threads.add(pool.submit(threading.get_ident).result())
+                if item is None:
+                    return
+                yield item
+
+    def found(items: Iterator[Any]) -> list[Any]:
+        seen: list[Any] = []
+        with pytest.raises(UnreadableInput, match=r"e\.jsonl\.gz is truncated"):
+            seen.extend(items)  # keeps those before the error
+        return seen
+
+    split = split_of(*paths)
+    expected = found(read_split(split, header()))
+    assert len([item for item in expected if isinstance(item, BadLine)]) == 1
+    assert found(read_split(split, header(), ahead)) == expected
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 # any layout -----------------------------------------------------------------------------------------------------------
@@ -150,6 +187,7 @@ def test_every_line_is_read_once_and_exactly(
             (position,) = batch.position
             inside = data[position.start : position.stop].removeprefix(b"\xef\xbb\xbf")
             assert [json.loads(line) for line in inside.split(b"\n") if line.strip()] == batch.data
+        assert batch.again is None or repr(batch.again()) == repr(batch.data)
 
 
 def _one_by_one(split: Split) -> Iterator[Split]:

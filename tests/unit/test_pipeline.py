@@ -173,6 +173,102 @@ def test_rows_come_out_in_order(tmp_path: Path, overlap: bool) -> None:
     assert no_threads_left()
 
 
+LINES = b"".join(b'{"n": %d, "tags": ["a"]}\n' % number for number in range(1000))
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["small batches", "large batches"])
+@pytest.mark.parametrize("output", ["json", "parquet"])
+def test_what_a_handler_does_to_its_records_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool, small: bool, output: str
+) -> None:
+    """Second attempts, kept columns and dead letters have the records as they were read."""
+    monkeypatch.setattr(pipeline, "_SMALL", 64_000 if small else 0)
+    attempts: dict[int, int] = {}
+
+    def handle(payload: Any) -> Any:
+        first = payload[0]["n"]
+        attempts[first] = attempts.get(first, 0) + 1
+        assert [record["n"] for record in payload] == list(range(first, first + len(payload)))
+        assert all(record["tags"] == ["a"] for record in payload)
+        for record in payload:
+            record["tags"].append("mine")
+            record["n"] = -1
+        payload.reverse()
+        if first in (50, 80) and attempts[first] < 3:
+            raise ValueError("again")
+        if first == 70:
+            raise ValueError("always")
+        return [{"first": first} for record in payload]
+
+    keep = {"keep": ("n", "tags")} if output == "parquet" else {}
+    loop = Loop(tmp_path, handle, lines=LINES, output={"format": output, **keep})
+    record = loop.run(overlap=overlap)
+    assert (attempts[50], attempts[70], attempts[90]) == (3, 3, 1)
+    assert record.rows_out == 990
+    (letter,) = loop.job.letters(record)
+    assert letter["payload"] == [{"n": number, "tags": ["a"]} for number in range(70, 80)]
+    if output == "parquet":
+        expected = [number for number in range(1000) if not 70 <= number < 80]
+        assert [(row["n"], row["tags"]) for row in loop.rows(record)] == [(number, ["a"]) for number in expected]
+    assert no_threads_left()
+
+
+def test_records_that_need_columns_and_those_that_do_not_keep_their_order(tmp_path: Path, overlap: bool) -> None:
+    """Whole numbers where the schema says floating point take the long way, between batches that take the short one."""
+
+    def handle(payload: Any) -> Any:
+        number = payload[0]["n"] // 10
+        return [{"n": row["n"], "x": 1 if number % 3 == 1 else 1.5} for row in payload]
+
+    loop = Loop(tmp_path, handle, lines=LINES, output={"format": "json"})
+    record = loop.run(overlap=overlap)
+    assert record.part is not None
+    text = Path(loop.job.settings.output.url, record.part.staged).read_text()
+    expected = [f'{{"n":{n},"x":{"1.0" if n // 10 % 3 == 1 else "1.5"}}}' for n in range(1000)]
+    assert text.splitlines() == expected
+    assert record.failures == ()
+
+
+def test_a_batch_of_records_that_does_not_fit_fails_alone(tmp_path: Path, overlap: bool) -> None:
+    bad = {20: {"n": "text"}, 30: {"n": 1, "more": 2}, 40: {"n": 2**63}, 50: {"n": "\ud800"}}
+    loop = Loop(
+        tmp_path,
+        lambda payload: [bad.get(row["n"], {"n": row["n"]}) for row in payload],
+        lines=LINES,
+        output={"format": "json"},
+    )
+    record = loop.run(overlap=overlap)
+    assert [failure.batch for failure in record.failures] == [2, 3, 4, 5]
+    assert {failure.cause for failure in record.failures} == {"exception"}
+    assert record.rows_out == 960
+
+
+def test_small_batches_are_read_ahead_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next block is fetched while the first batch is handled, and its lines are parsed by who handles them."""
+    from cortex_dask.io import json_files, jsonlines
+
+    monkeypatch.setattr(json_files, "_LOCAL_BLOCK", 200)
+    fetched, parsers = threading.Event(), set()
+    real_blocks, real_parse = json_files.JsonFile.blocks, jsonlines._parse_lines
+
+    def blocks(self: Any, start: int, stop: int) -> Iterator[Any]:
+        for number, block in enumerate(real_blocks(self, start, stop)):
+            if number == 1:
+                fetched.set()
+            yield block
+
+    def parse(lines: list[bytes]) -> list[Any]:
+        parsers.add(threading.current_thread())
+        return real_parse(lines)
+
+    monkeypatch.setattr(json_files.JsonFile, "blocks", blocks)
+    monkeypatch.setattr(jsonlines, "_parse_lines", parse)
+    loop = Loop(tmp_path, lambda payload: fetched.wait(10) and [{"n": row["n"]} for row in payload], lines=LINES)
+    assert loop.run().rows_out == 1000
+    assert parsers == {threading.current_thread()}
+    assert no_threads_left()
+
+
 def test_stages_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader fetches the third batch while the first is handled, and it does not wait for the writer."""
     seen = threading.Event()

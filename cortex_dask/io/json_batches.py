@@ -1,0 +1,141 @@
+"""Values read from JSON files, one stretch after the other, cut into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple, overload
+
+from cortex_dask.io.reading import Batch, Position
+
+__all__ = ["Batcher", "LineEdges", "Stretch"]
+
+
+class Stretch(NamedTuple):
+    """Good values one after the other, and where each lies: from ``starts[i]`` to ``stops[i]`` in ``unit``."""
+
+    values: list[Any]
+    path: str
+    unit: Any
+    starts: Sequence[int]
+    stops: Sequence[int]
+    again: Callable[[], list[Any]] | None = None  # reads the same values once more
+
+    def part(self, start: int, stop: int) -> Stretch:
+        """Return some of the values."""
+        return Stretch(self.values[start:stop], self.path, self.unit, self.starts[start:stop], self.stops[start:stop])
+
+
+class LineEdges(Sequence[int]):
+    """Where each of some lines starts, or where it stops.
+
+    Only dead letters name the places of lines, and only the first and the last of a batch: what lies between is added
+    up when somebody asks for it.
+
+    Parameters
+    ----------
+    lines : list of bytes
+        Lines without their line ends.
+    first, last : int
+        Where the first line starts and the last one stops.
+    shift : int
+        0 for starts, 1 for stops.
+    """
+
+    __slots__ = ("_first", "_inner", "_last", "_lines", "_shift")
+
+    def __init__(self, lines: list[bytes], first: int, last: int, shift: int) -> None:
+        self._lines, self._first, self._last, self._shift = lines, first, last, shift
+        self._inner: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        count = len(self._lines)
+        if isinstance(index, slice):
+            return self._edges()[self._shift : self._shift + count][index]
+        if not -count <= index < count:
+            raise IndexError(index)
+        edge = index % count + self._shift
+        if edge == 0:
+            return self._first
+        return self._last if edge == count else self._edges()[edge]
+
+    def _edges(self) -> list[int]:
+        if self._inner is None:
+            lengths = accumulate(map(len, self._lines), initial=self._first)
+            self._inner = [length + number for number, length in enumerate(lengths)]  # a line end each
+            self._inner[-1] = self._last
+        return self._inner
+
+
+class Batcher:
+    """Cuts a stream of stretches into batches.
+
+    Samples are counted by their lines before anybody parses them. So a malformed line keeps its place in its batch,
+    which is shorter then, or even empty; the other batches stay as they were planned.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._index = 0
+        self._left_out = 0  # malformed lines among those of the batch
+        self._values: list[Any] = []
+        self._positions: list[Position] = []
+
+    @property
+    def room(self) -> int:
+        """How many values the batch lacks that is being made."""
+        return self._size - len(self._values) - self._left_out
+
+    def add(self, stretch: Stretch) -> Iterator[Batch]:
+        """Take the stretch in, and yield the batches that are full."""
+        values, path, unit, starts, stops, again = stretch
+        at, size = 0, self._size
+        if self._values or self._left_out:
+            at = min(self.room, len(values))
+            self._hold(stretch, 0, at)
+            if not self.room:
+                yield self._cut()
+        while len(values) - at >= size:
+            stop = at + size
+            position = (Position(path, unit, starts[at], stops[stop - 1]),)
+            if len(values) == size:
+                yield Batch(self._index, values, size, position, again)
+            else:
+                yield Batch(self._index, values[at:stop], size, position)
+            self._index += 1
+            at = stop
+        self._hold(stretch, at, len(values))
+
+    def leave_out(self) -> Iterator[Batch]:
+        """Count a malformed line, and yield the batch if it is full with it."""
+        self._left_out += 1
+        if not self.room:
+            yield self._cut()
+
+    def rest(self) -> Iterator[Batch]:
+        """Yield the last batch, which may be short."""
+        if self._values or self._left_out:
+            yield self._cut()
+
+    def _hold(self, stretch: Stretch, at: int, stop: int) -> None:
+        if at == stop:
+            return
+        self._values += stretch.values[at:stop]
+        start, end = stretch.starts[at], stretch.stops[stop - 1]
+        if self._positions and self._positions[-1].path == stretch.path:
+            start = self._positions.pop().start
+        self._positions.append(Position(stretch.path, stretch.unit, start, end))
+
+    def _cut(self) -> Batch:
+        batch = Batch(self._index, self._values, len(self._values), tuple(self._positions))
+        self._index, self._values, self._positions, self._left_out = self._index + 1, [], [], 0
+        return batch
