@@ -3,6 +3,7 @@
 #   make demo     a virtual environment, then the main job on real data with 4 workers
 #   make test     the same set-up, then the test suite
 #   make test-examples   every example with its own library, installed below .venv/examples (minutes, the first time)
+#   make test-kubernetes   the tests on a real Kubernetes: the cluster that KUBECONFIG names (docs/kubernetes.md says how)
 #   make lint     format, lint and type checks
 #   make bench    the benchmark against the bare floor and the peers (minutes; BENCH="--help" shows its options)
 #   make clean    remove what the above made
@@ -26,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-examples lint format bench clean install
+.PHONY: help demo test test-examples test-kubernetes install-kubernetes lint format bench clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -40,6 +41,15 @@ test: $(VENV)/.installed-test
 # Two at a time: they wait for downloads and for processes.
 test-examples: $(VENV)/.installed-test
 	CORTEX_DASK_EXAMPLES=$(abspath $(VENV))/examples $(BIN)/python -m pytest -n 2 -m examples $(or $(TESTS),tests/examples tests/contract)
+
+# They wait for pods: three at a time, but those that count GPUs one after the other.
+KUBERNETES_TEST_WORKERS ?= 3
+
+test-kubernetes: install-kubernetes
+	$(BIN)/python -m pytest -n $(KUBERNETES_TEST_WORKERS) --dist loadgroup -m kubernetes $(or $(TESTS),tests/kubernetes tests/clusters)
+
+# Before the image is made of it, where that is made of this virtual environment.
+install-kubernetes: $(VENV)/.installed-test $(VENV)/.installed-kubernetes
 
 lint: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -78,6 +88,10 @@ $(VENV)/.installed-test: $(VENV)/.created pyproject.toml
 	@echo "Installing cortex_dask with what its tests need into $(VENV)"
 	$(call pip-install,[test])
 	@touch $(VENV)/.installed
+
+$(VENV)/.installed-kubernetes: $(VENV)/.created pyproject.toml
+	@echo "Installing what the tests on Kubernetes need into $(VENV)"
+	$(call pip-install,[test,test-kubernetes])
 
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
 	@echo "Installing cortex_dask with what its checks need into $(VENV)"

@@ -87,6 +87,11 @@ class Backend(ABC):
         """
         return {}
 
+    @property
+    def api(self) -> Mapping[str, Any]:
+        """Further keys of the suite's API in its ``cortex.yaml``."""
+        return {}
+
     def store_url(self, folder: Path) -> str:
         """Return an empty folder in a store that everybody reaches; ``folder`` is the test's own on this machine."""
         return str(folder / "store")

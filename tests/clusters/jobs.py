@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
+import yaml
 
 from cortex_dask.io.job_directory import JobDirectory, jobs_prefix
 from cortex_dask.io.store import Store
@@ -25,7 +26,7 @@ from tests.faults.jobs import ROOT, FaultJob, lives, make_input, until
 __all__ = ["Call", "ClusterJob", "Submission", "make_job"]
 
 _API = "conformance"
-_PROJECT = f"- {{name: {_API}, kind: BatchAPI, handler: {{type: python, path: handler.py}}}}\n"
+_HANDLER = {"type": "python", "path": "handler.py"}
 _MAIN = "from cortex_dask.cli import main; main()"
 #: Ends without a word as soon as the command has done its work: no exit handlers, no connections closed in good order.
 _KILLED = """\
@@ -99,7 +100,9 @@ class ClusterJob(FaultJob):
     folder: Path
     store: Store
 
-    def __init__(self, backend: Backend, folder: Path, *, files: int = 4, **config: Any) -> None:
+    def __init__(
+        self, backend: Backend, folder: Path, *, files: int = 4, api: Mapping[str, Any] | None = None, **config: Any
+    ) -> None:
         store = Store(backend.store_url(folder))
         self.job_id = f"job-{uuid.uuid4().hex[:8]}"
         self.backend, self.folder, self.store = backend, folder, store
@@ -108,7 +111,8 @@ class ClusterJob(FaultJob):
         self._commands: list[Submission] = []
         self._project = folder / "project"
         self._project.mkdir(parents=True)
-        (self._project / "cortex.yaml").write_text(_PROJECT)
+        spec = {"name": _API, "kind": "BatchAPI", "handler": _HANDLER, **backend.api, **(api or {})}
+        (self._project / "cortex.yaml").write_text(yaml.safe_dump([spec]))
         (self._project / "handler.py").write_text(Path(__file__).with_name("project_handler.py").read_text())
         super().__init__(
             store.child(jobs_prefix(_API, self.job_id)).url, folder, make_input(store.child("in"), files=files)
