@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from cortex_dask.errors import CortexDaskError, DatasetError
 from cortex_dask.io.faults import explain
 from cortex_dask.io.filters import Filters, columns_of, plain_filters, unknown_column
@@ -167,7 +169,7 @@ def _sample(file: InputFile, *, any_json: bool) -> Sample:
         records = objects
         if malformed and not records and whole and not array:
             _refuse_document(file.path, data)
-    keys = frozenset(key for record in records if isinstance(record, dict) for key in record)
+    keys = frozenset[str]().union(*(record for record in records if isinstance(record, dict)))
     ratio = len(data) / consumed if compressed and consumed else 1.0
     return Sample(file.path, not array and not compressed, ratio, size, len(records), malformed, keys, whole)
 
@@ -175,8 +177,15 @@ def _sample(file: InputFile, *, any_json: bool) -> Sample:
 def _line_records(data: bytes, *, whole: bool) -> tuple[list[Any], int, int]:
     if not whole and b"\n" in data:
         data = data[: data.rfind(b"\n") + 1]
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    try:
+        return list(map(orjson.loads, lines)), 0, len(data)  # the values themselves do not matter here
+    except orjson.JSONDecodeError:
+        pass  # some line is blank, malformed or for the other parser
     records, malformed = [], 0
-    for line in data.split(b"\n"):
+    for line in lines:
         if line.strip():
             try:
                 records.append(parse_line(line))
