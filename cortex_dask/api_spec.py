@@ -166,14 +166,35 @@ class HandlerSpec(Document):
         return self
 
 
+_GPU = "a whole number from 0 on, or the part of one for a worker that shares it: 0.5, 0.25, 0.1 (1/n)"
+
+
+def _gpus(value: Any) -> float:
+    """Return a number of devices; a part of one as exactly 1/n."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        if value == int(value):
+            return int(value)
+        parts = round(1 / value) if value < 1 else 0
+        # 0.33 and 0.333 are meant as a third; 0.34 is more than that, and three of them do not fit.
+        written = [1 / parts, *(10**digits // parts / 10**digits for digits in range(2, 8))] if parts else []
+        if any(abs(value - part) < 1e-9 for part in written):
+            return 1 / parts
+    raise ValueError(f"found {shown(value)}; allowed is {_GPU}")
+
+
 class ComputeSpec(Document):
     """``compute``: what one worker may use."""
 
     cpu: Quantity = Field(default=None, description=ALLOWED)
-    gpu: int = Field(default=0, description="a whole number from 0 on", ge=0)
+    gpu: Any = Field(default=0, description=_GPU)
     inf: int = Field(default=0, description="a whole number from 0 on", ge=0)
     mem: Memory = Field(default=None, description=ALLOWED)
     node_groups: list[str] | None = Field(default=None, description="a list of names")
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _whole_or_part(cls, value: Any) -> float:
+        return _gpus(value)
 
     def cpus(self) -> float | None:
         """Return the CPUs, None where nothing is said."""

@@ -20,6 +20,7 @@ from cortex_dask.errors import JobNotFoundError, JobRunningError, SpecError
 from cortex_dask.io.job_directory import JobDirectory, jobs_prefix
 from cortex_dask.io.store import Store
 from cortex_dask.job import Job
+from cortex_dask.runtime.devices import capacity
 
 if TYPE_CHECKING:
     from cortex_dask.clusters.base import Cluster
@@ -239,6 +240,8 @@ class Client(ApiClient):
         settings = dataclasses.replace(resolved.settings, environment=known, cluster=where)
         if not settings.workers_said and where.name in _BOUGHT:
             settings = dataclasses.replace(settings, workers=1)  # as Cortex does: nothing costs money unasked
+        elif not settings.workers_said and where.name == "local" and (most := capacity(settings.compute)):
+            settings = dataclasses.replace(settings, workers=min(settings.workers, most))
         resolved = dataclasses.replace(resolved, settings=settings)
         job = self._handle(settings.api_name, settings.job_id, cluster)
         directory = JobDirectory(job.url)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cortex_dask.clusters.client import DaskCluster
 from cortex_dask.io.settings import JobSettings
-from cortex_dask.runtime import slots
+from cortex_dask.runtime import devices, slots
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -29,7 +29,21 @@ class LocalThreads(DaskCluster):
     def prepare(self, job_url: str, settings: JobSettings) -> None:
         """Start the handler processes: they load the handler while this process imports distributed and plans."""
         self._job_url, self._settings = job_url, settings
-        slots.prestart(job_url, settings.workers)
+        slots.prestart(job_url, self._slots_wanted())
+
+    def _slots_wanted(self) -> int:
+        """Return how many slots to have: no more than this machine's devices suffice for.
+
+        Raises
+        ------
+        SpecError
+            If somebody has said how many, and those are more.
+        """
+        settings = self.settings
+        if not settings.workers_said and (most := devices.capacity(settings.compute)):
+            return min(settings.workers, most)
+        devices.check_slots(settings.compute, settings.workers)
+        return settings.workers
 
     def connect(self) -> Client:
         """Start the in-process cluster and connect to it."""
@@ -40,7 +54,7 @@ class LocalThreads(DaskCluster):
             warnings.simplefilter("ignore")
             self._cluster = LocalCluster(
                 n_workers=1,
-                threads_per_worker=self.settings.workers,
+                threads_per_worker=self._slots_wanted(),
                 processes=False,
                 protocol="inproc://",
                 # Distributed serves its pages in any case; None would mean port 8787 of all interfaces.

@@ -31,6 +31,7 @@ class SplitTask:
     split: Split
     attempt: int  # how often the coordinator has sent this split, from 1
     schema: str | None  # the job's settled output schema (base64 of Arrow IPC); None: not settled yet
+    rows_limit: int | None = None  # the most rows that are handled at once, learnt from splits that ran out of memory
 
     def to_json(self) -> dict[str, Any]:
         """Return the task as plain JSON values."""

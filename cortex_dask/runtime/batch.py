@@ -45,7 +45,7 @@ class OutOfMemoryError(Exception):
 
 
 class ProcessSpent(Exception):  # noqa: N818 - no fault of anybody's: a signal to the supervisor
-    """This process is of no more use: the split has to be run again in a new one."""
+    """The process is of no more use: the split has to be run again in a new one."""
 
 
 class Work:

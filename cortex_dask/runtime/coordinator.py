@@ -383,7 +383,7 @@ class Coordinator:
         tries = self._tries.get(split.number, 0) + 1
         self._tries[split.number] = tries
         self._inflight[split.number] = split
-        task = SplitTask(self._job.url, split, tries, self._election.schema)
+        task = SplitTask(self._job.url, split, tries, self._election.schema, self._tally.rows_limit)
         self._cluster.submit(task, lambda ended: self._inbox.put(lambda: self._ended(split, ended)))
 
     # what comes in --------------------------------------------------------------------------------------------------

@@ -74,6 +74,8 @@ class HandlerProcess:
         Turns the index of a batch of the running split into its id, for native output.
     executable : str, optional
         The Python that it runs in; default: this process' own.
+    keep : tuple of int
+        Descriptors that it inherits, and so holds open until it has ended.
 
     Attributes
     ----------
@@ -88,6 +90,7 @@ class HandlerProcess:
         labels: dict[str, str],
         batch_id: Callable[[int], str | None],
         executable: str | None = None,
+        keep: tuple[int, ...] = (),
     ) -> None:
         self._chunks = chunks
         self._labels = labels
@@ -104,14 +107,14 @@ class HandlerProcess:
         self._looking = threading.Lock()
         events, events_there = os.pipe()
         lifeline_there, self._lifeline = os.pipe()
-        arguments = (_ROOT, str(events_there), str(cell), str(lifeline_there))
+        arguments = (_ROOT, str(events_there), str(cell), str(lifeline_there), *map(str, keep))
         try:
             self._popen = subprocess.Popen(
                 [executable or sys.executable, "-c", _BOOTSTRAP, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=(events_there, cell, lifeline_there),
+                pass_fds=(events_there, cell, lifeline_there, *keep),
                 env=dict(environment),
                 start_new_session=True,  # its own group, so that all that it starts can be killed with it
                 bufsize=0,
@@ -331,7 +334,7 @@ class _Memory:
 
 
 def slot_environment(
-    inherited: Mapping[str, str], wanted: Mapping[str, str], *, cpu: float, gpu: float, slot: int
+    inherited: Mapping[str, str], wanted: Mapping[str, str], *, cpu: float, devices: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Return the environment variables of a slot's process.
 
@@ -344,31 +347,17 @@ def slot_environment(
     cpu : float
         Threads for numeric libraries: set unless the user has set them. A worker's nanny sets them to 1, so a slot
         with more than one core does not take the inherited number.
-    gpu : float
-        Devices of a slot; less than one: slots share a device.
-    slot : int
-        The slot's number on this worker, from 0.
+    devices : mapping, optional
+        The variables that show the slot's own devices to it; None: it sees what the worker sees.
     """
     environment = {**inherited}
     threads = max(int(cpu), 1)
     for name in _THREAD_VARIABLES:
         if name not in inherited or threads > 1:
             environment[name] = str(threads)
-    if gpu > 0:
-        environment["CUDA_VISIBLE_DEVICES"] = _devices(inherited.get("CUDA_VISIBLE_DEVICES"), gpu, slot)
-        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # so that numbers mean the same as in nvidia-smi
+    environment.update(devices or {})
     environment.pop("PYTHONSTARTUP", None)
     return {**environment, **wanted}
-
-
-def _devices(visible: str | None, gpu: float, slot: int) -> str:
-    if gpu < 1:
-        numbers = [slot // max(int(1 / gpu + 1e-9), 1)]
-    else:
-        count = -int(-gpu // 1)
-        numbers = list(range(slot * count, (slot + 1) * count))
-    devices = [name.strip() for name in visible.split(",") if name.strip()] if visible else []
-    return ",".join(devices[number % len(devices)] if devices else str(number) for number in numbers)
 
 
 def describe_exit(returncode: int | None) -> str:

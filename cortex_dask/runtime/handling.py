@@ -27,12 +27,19 @@ class LoadedHandler:
         The most rows that are handled at once: what worked after a batch had taken too much memory.
     handle_nanoseconds : int
         Time spent in ``handle_batch``.
+    exhausted : int
+        Batches that have run out of memory, at whatever size.
+    patience : int or None
+        With so many of them, a single row that runs out of memory is not given up before it was tried in a new
+        process: a device's memory may be in pieces. None: there is no other process.
     """
 
     instance: Any
     signature: Signature
     rows_limit: int | None = None
     handle_nanoseconds: int = 0
+    exhausted: int = 0
+    patience: int | None = None
 
     @classmethod
     def construct(

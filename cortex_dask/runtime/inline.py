@@ -22,6 +22,7 @@ from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.records import Outcome, SplitRecord, SplitTask
 from cortex_dask.io.store import Store
 from cortex_dask.runtime import surroundings
+from cortex_dask.runtime.batch import ProcessSpent
 from cortex_dask.runtime.failures import one_line
 from cortex_dask.runtime.handling import LoadedHandler, job_spec, load_class
 from cortex_dask.runtime.history import SplitHistory
@@ -46,6 +47,8 @@ def run_split(task: SplitTask, report: Report) -> Outcome:
         job = _job(task.job_url)
     except Exception as error:  # noqa: BLE001 - of the user's __init__; reported as a handler process would
         return _failed_start(error, number)
+    if task.rows_limit is not None:
+        job.handler.rows_limit = min(task.rows_limit, job.handler.rows_limit or task.rows_limit)
     report({"type": "slot", "slot": "inline", "state": "running"})
     counted = _Count(report, number)
     attempt_id = uuid.uuid4().hex
@@ -57,9 +60,12 @@ def run_split(task: SplitTask, report: Report) -> Outcome:
         return Outcome("needs schema", number, schema=error.schema)
     except StorageError as error:
         return Outcome("storage", number, message=str(error))
+    except ProcessSpent as error:
+        return Outcome("worker error", number, message=f"{error} (a cluster of processes would start a new one)")
     record = SplitRecord.from_json(
         {
             **fields,
+            "extra": {**fields["extra"], **({"rows_limit": limit} if (limit := job.handler.rows_limit) else {})},
             "attempt_id": attempt_id,
             "failed_attempts": counted.failed_attempts,
             "seconds": time.monotonic() - began,

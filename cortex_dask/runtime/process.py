@@ -44,6 +44,8 @@ Command = dict[str, Any]
 def main() -> None:
     """Set the process up, load the handler, then do what the supervisor asks for until it goes."""
     link = Link(*map(int, sys.argv[1:4]))
+    for descriptor in sys.argv[4:]:
+        os.set_inheritable(int(descriptor), False)  # they are this process' own, and not of those that it starts
     sys.argv[1:] = []
     setup = link.commands.get()
     settings = JobSettings.from_json(setup["settings"])
@@ -172,19 +174,23 @@ def _run_split(link: Link, job: Job, command: Command) -> None:
     """Run a split, and tell how it ended."""
     from cortex_dask.errors import StorageError
     from cortex_dask.io.records import SplitTask
+    from cortex_dask.runtime.batch import ProcessSpent
     from cortex_dask.runtime.history import SplitHistory
     from cortex_dask.runtime.pipeline import Attempt, NeedsSchema, run_attempt
 
     link.cell.begin_run(command["run"])
     if command["rows_limit"] is not None:
         job.handler.rows_limit = min(command["rows_limit"], job.handler.rows_limit or command["rows_limit"])
+    job.handler.patience = command["patience"]
     history = SplitHistory.from_json(command["history"])
     attempt = Attempt(SplitTask.from_json(command["task"]), command["attempt_id"], history)
     try:
         record = run_attempt(job, attempt, _Asked(link), link.send)
-        ended: dict[str, Any] = {"type": "done", "record": record}
+        ended: dict[str, Any] = {"type": "done", "record": record, "exhausted": job.handler.exhausted}
     except NeedsSchema as error:
         ended = {"type": "aborted", "kind": "needs schema", "schema": error.schema, "message": ""}
+    except ProcessSpent as error:
+        ended = {"type": "spent", "message": str(error)}
     except StorageError as error:
         ended = {"type": "aborted", "kind": "storage", "schema": None, "message": str(error)}
     except Exception as error:  # noqa: BLE001 - a fault of ours, not of a batch: the job must not go on

@@ -21,6 +21,7 @@ from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import batch_id
 from cortex_dask.runtime import surroundings
+from cortex_dask.runtime.device_leases import SlotDevices
 from cortex_dask.runtime.handler_process import HandlerProcess, slot_environment
 from cortex_dask.runtime.log_chunks import LogChunks
 
@@ -34,6 +35,7 @@ _STOP_GRACE = 1.5  # seconds between SIGTERM and SIGKILL: everything has to end 
 _CLOSE_GRACE = 2.0
 _INSTALL_GRACE = 3.0  # seconds that programs which install dependencies are given to end
 _UNUSED = 300.0  # seconds after which the processes of a job that nobody uses are ended
+_PATIENCE = 3  # batches that may run out of memory in a process before it is replaced; doubled each time
 
 _jobs: dict[str, JobSlots] = {}
 _lock = threading.Lock()
@@ -76,6 +78,17 @@ def close_job(job_url: str) -> None:
         job.close()
 
 
+def _make_room(wanting: JobSlots) -> bool:
+    """End an idle process of another job that holds devices; returns whether there was one.
+
+    A scheduler that hands out this worker's devices has given them to ``wanting``, so the other job cannot use them
+    before it is done.
+    """
+    with _lock:
+        others = [job for job in _jobs.values() if job is not wanting]
+    return any(job.give_up_devices() for job in others)
+
+
 def _job(job_url: str) -> JobSlots:
     key = _key(job_url)
     with _lock:
@@ -113,6 +126,8 @@ class Slot:
         The slot's name in logs, records and reports.
     failed_starts : int
         How often in a row its process died before the handler was there.
+    patience : int
+        How many batches may run out of memory in its process before it is replaced.
     """
 
     def __init__(self, job: JobSlots, number: int) -> None:
@@ -124,6 +139,8 @@ class Slot:
         self.origin: int | None = None  # the split of origin that runs, for the ids of its batches
         self.said = ""  # the state that was reported last
         self.leased = False
+        self.patience = _PATIENCE
+        self._devices: SlotDevices | None = None
         self._process: HandlerProcess | None = None
         self._planned = False
         self._lock = threading.Lock()
@@ -141,7 +158,7 @@ class Slot:
         NoProcessError
             If the job was stopped or closed while its dependencies were installed.
         CortexDaskError
-            If the project cannot be unpacked, or its dependencies cannot be installed.
+            If the project cannot be unpacked, its dependencies cannot be installed, or there are too few devices.
         """
         with self._lock:
             process = self._process
@@ -154,21 +171,69 @@ class Slot:
                 self._planned = True
             return self._process
 
+    @property
+    def has_devices(self) -> bool:
+        """Whether it holds devices."""
+        return self._devices is not None and self._devices.held
+
     def log(self, level: str, message: str, *, batch: str | None = None, **extra: Any) -> None:
         """Write a line of the engine's own."""
         self.job.chunks.write(level, message, self.labels, batch_id=batch, extra=extra)
 
+    def replace(self) -> None:
+        """End the process in good order, so that the next split gets a new one; on the same devices."""
+        with self._lock:
+            self._end()
+
+    def retire(self, *, wait: bool = True) -> bool:
+        """End the process, if there is one, and give its devices back; returns whether it had any.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to wait for a process that is being started; otherwise the slot is left as it is.
+        """
+        if not self._lock.acquire(blocking=wait):
+            return False
+        try:
+            if self._devices is None or not self._devices.held:
+                return False
+            self._end()
+            self._devices.release()
+            return True
+        finally:
+            self._lock.release()
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and not process.gone.is_set():
+            process.close()
+            if not process.gone.wait(_CLOSE_GRACE):
+                process.kill()
+
+    def _show_devices(self) -> dict[str, str]:
+        """Return the variables that show the slot its devices."""
+        if self._devices is None:
+            self._devices = SlotDevices(self.job.settings.compute)
+        # Who starts processes ahead of their splits neither waits nor takes anything from others.
+        make_room = (lambda: _make_room(self.job)) if self.leased else None
+        variables = self._devices.obtain(os.environ, self.log, make_room, lambda: self.job._is_ending)
+        if self.job._is_ending:
+            self._devices.release()
+            raise NoProcessError
+        return variables
+
     def _start(self) -> HandlerProcess:
         settings = self.job.settings
-        environment = slot_environment(
-            os.environ, settings.handler.env, cpu=settings.compute.threads, gpu=settings.compute.gpu, slot=self.number
-        )
+        devices = self._show_devices() if settings.compute.gpu > 0 or settings.compute.inf > 0 else None
+        environment = slot_environment(os.environ, settings.handler.env, cpu=settings.compute.threads, devices=devices)
         executable = None
         if settings.handler.extra.get("dependencies"):
             interpreter = self.job.interpreter(self, environment)
             if interpreter is not None:
                 executable, environment = interpreter.executable, interpreter.environment(environment)
-        process = HandlerProcess(environment, self.job.chunks, self.labels, self._batch_id, executable)
+        keep = self._devices.descriptors if self._devices is not None else ()
+        process = HandlerProcess(environment, self.job.chunks, self.labels, self._batch_id, executable, keep)
         try:
             directory = self.job.project_directory()  # it starts meanwhile
         except BaseException:
@@ -199,7 +264,9 @@ class JobSlots:
     Attributes
     ----------
     rows_limit : int or None
-        The most rows that this job's handlers take at once, learnt from those that ran out of memory.
+        The most rows that this job's handlers take at once here, learnt from those that ran out of memory.
+    shared_rows_limit : int or None
+        The same for the handlers on all workers: only what a handler has survived.
     schema : str or None
         The output's schema, once it is known here.
     has_completion : bool or None
@@ -210,6 +277,7 @@ class JobSlots:
         self.url = url
         self.worker = f"{re.sub(r'[^A-Za-z0-9.-]', '-', socket.gethostname())}-{os.getpid()}"
         self.rows_limit: int | None = None
+        self.shared_rows_limit: int | None = None
         self.schema: str | None = None
         self.has_completion: bool | None = None
         self.stopped: str | None = None
@@ -315,6 +383,21 @@ class JobSlots:
                 self._has_interpreter = True
             return self._interpreter
 
+    def learn_rows_limit(self, rows: int, *, everywhere: bool) -> None:
+        """Take in how many rows were not too many.
+
+        Parameters
+        ----------
+        rows : int
+            The rows.
+        everywhere : bool
+            Whether it holds on all workers. After a death it is only known that the whole batch was too large, and not
+            which part of it; one huge row has to slow one worker down, not all.
+        """
+        self.rows_limit = min(rows, self.rows_limit or rows)
+        if everywhere:
+            self.shared_rows_limit = min(rows, self.shared_rows_limit or rows)
+
     # slots ------------------------------------------------------------------------------------------------------------
 
     @property
@@ -369,6 +452,7 @@ class JobSlots:
             self._changed.notify_all()
         for process in self._processes():
             threading.Thread(target=process.terminate, args=(_STOP_GRACE,), daemon=True).start()
+        threading.Thread(target=self._release_devices, name="cortex-dask-devices", daemon=True).start()
 
     def close(self, grace: float = _CLOSE_GRACE) -> None:
         """End all processes in good order, or kill them after some seconds, and store the rest of the log."""
@@ -384,6 +468,7 @@ class JobSlots:
         for process in processes:
             if not process.gone.wait(max(deadline - time.monotonic(), 0)):
                 process.kill()
+        self._release_devices()
         if self._chunks is not None:
             self._chunks.close()
 
@@ -396,6 +481,30 @@ class JobSlots:
         if self._is_ending:
             for process in self._processes():
                 process.kill()
+            self._release_devices()
+
+    def give_up_devices(self) -> bool:
+        """End a process that has nothing to do and holds devices; returns whether there was one."""
+        with self._changed:
+            slot = next((slot for slot in self._slots if not slot.leased and slot.has_devices), None)
+            if slot is None:
+                return False
+            slot.leased = True  # so that no split gets it meanwhile
+        try:
+            return slot.retire(wait=False)
+        finally:
+            with self._changed:
+                slot.leased = False
+
+    def _release_devices(self) -> None:
+        """Give the devices of all slots back, each when its process has ended."""
+        with self._changed:
+            slots = [slot for slot in self._slots if slot.has_devices]
+        for slot in slots:
+            process = slot.current
+            if process is not None:
+                process.gone.wait(2 * _STOP_GRACE)
+            slot.retire()
 
     # watching ---------------------------------------------------------------------------------------------------------
 

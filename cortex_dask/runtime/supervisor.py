@@ -90,6 +90,13 @@ class _Death:
     traceback: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """That a process is of no more use although it lives."""
+
+    message: str
+
+
 class _Supervision:
     """One call of :func:`run_split`."""
 
@@ -102,6 +109,7 @@ class _Supervision:
         self._tell = report
         self._history = SplitHistory()
         self._failed_attempts = 0
+        self._doubtful: set[int] = set()  # batches that were given up for their memory in the process at hand
         self._writing: str | None = None  # the temporary file of a part on a local file system
         self._loose = 0  # deaths that no batch is to blame for
         self._began = time.monotonic()
@@ -109,6 +117,8 @@ class _Supervision:
         slot.origin = task.split.origin
         if task.schema is not None:
             self._job.schema = task.schema
+        if task.rows_limit is not None:
+            self._job.learn_rows_limit(task.rows_limit, everywhere=True)
 
     def run(self) -> Outcome:
         """Run the split until it is done, or cannot be."""
@@ -126,6 +136,10 @@ class _Supervision:
                         self._remove_leftovers(attempt_id)
                     return ended
                 self._remove_leftovers(attempt_id)
+                if isinstance(ended, _Spent):
+                    self._replace(ended)
+                    continue
+                self._doubtful.clear()
                 outcome = self._learn(ended, process)
                 if outcome is not None:
                     return outcome
@@ -151,6 +165,7 @@ class _Supervision:
             "attempt_id": attempt_id,
             "history": self._history.to_json(),
             "rows_limit": self._job.rows_limit,
+            "patience": self._slot.patience,
         }
 
     def note(self, event: Event) -> None:
@@ -164,6 +179,8 @@ class _Supervision:
                     many = len(self._history.batches) > _MAX_TRACEBACKS
                     trace = None if many else event["traceback"]
                     known.verdict = Verdict(event["cause"], event["error"], trace, event["attempts"])
+                    if event["cause"] == "out of memory":
+                        self._doubtful.add(event["batch"])
             case "misfit":
                 self._failed_attempts += 1
             case "recovered":
@@ -172,7 +189,7 @@ class _Supervision:
                 known = self._history.of(event["batch"])
                 known.attempts = 0
             case "rows limit":
-                self._job.rows_limit = min(event["rows"], self._job.rows_limit or event["rows"])
+                self._job.learn_rows_limit(event["rows"], everywhere=event["everywhere"])
             case "writing":
                 self._writing = event["path"]
             case "no output":
@@ -220,6 +237,8 @@ class _Supervision:
                 "finished": time.time(),
             }
         )
+        if self._job.shared_rows_limit is not None:
+            record.extra["rows_limit"] = self._job.shared_rows_limit  # with the next splits it gets to all workers
         exposition.feed(self._settings, record.extra.get("metrics", ()))
         return Outcome("done", self._split.number, record)
 
@@ -233,6 +252,23 @@ class _Supervision:
 
     def _stopped(self) -> Outcome:
         return Outcome("stopped", self._split.number, message=self._job.stopped or "the job was closed")
+
+    def ran(self, exhausted: int) -> None:
+        """Take in in how many batches the process has run out of memory; with too many of them it is replaced."""
+        if exhausted >= self._slot.patience:
+            self._say_replaced(f"{exhausted} batches have run out of memory in it", "the next split gets a new one")
+
+    def _replace(self, spent: _Spent) -> None:
+        """End a process in the middle of the split, which is run again in a new one."""
+        self._say_replaced(spent.message, f"split {self._split.number} is run again in a new one")
+        for index in self._doubtful:  # what was not enough memory for a row there may be enough here
+            self._history.of(index).verdict = None
+        self._doubtful.clear()
+
+    def _say_replaced(self, reason: str, consequence: str) -> None:
+        self._slot.log("WARNING", f"the handler process is replaced: {reason} ({consequence})")
+        self._slot.patience *= 2  # if it was the data and not the process, new ones do not help
+        self._slot.replace()
 
     # after a death ----------------------------------------------------------------------------------------------------
 
@@ -334,8 +370,8 @@ class _Watch:
         self._asked = 0.0
         self._pause = 0.0
 
-    def run(self) -> Outcome | _Death:
-        """Have the split run; returns its outcome, or how the process died over it."""
+    def run(self) -> Outcome | _Death | _Spent:
+        """Have the split run; returns its outcome, or how the process died over it, or why it has to be replaced."""
         supervision, process = self._supervision, self._process
         supervision.say("running" if process.ready else "initializing")
         process.tail.clear()
@@ -373,7 +409,7 @@ class _Watch:
 
     # what the process says --------------------------------------------------------------------------------------------
 
-    def _take(self, event: Event) -> Outcome | _Death | None:
+    def _take(self, event: Event) -> Outcome | _Death | _Spent | None:
         supervision, process = self._supervision, self._process
         number = supervision._split.number
         match event["type"]:
@@ -389,7 +425,11 @@ class _Watch:
                 self._proposal, self._asked, self._pause = event["schema"], time.monotonic(), 0.0
                 self._answer(first=True)
             case "done" if event["run"] == self._run:
-                return supervision.done(event["record"], self._attempt_id)
+                outcome = supervision.done(event["record"], self._attempt_id)
+                supervision.ran(event["exhausted"])
+                return outcome
+            case "spent" if event["run"] == self._run:
+                return _Spent(event["message"])
             case "aborted" if event["run"] == self._run:
                 return Outcome(event["kind"], number, schema=event["schema"], message=event["message"])
             case "gone":

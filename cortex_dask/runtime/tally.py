@@ -35,6 +35,8 @@ class Tally:
         self.handle_seconds = 0.0
         #: batches that failed for good: (split of origin, index) -> cause; of malformed lines: (split, -1 - n)
         self.failed: dict[tuple[int, int], str] = {}
+        #: the most rows that any worker's device or memory was large enough for; None: nobody has run out
+        self.rows_limit: int | None = None
         #: what the handlers pushed
         self.metrics = Totals()
 
@@ -63,6 +65,8 @@ class Tally:
         self.rows_out += record.rows_out
         self.handle_seconds += record.handle_seconds
         self.metrics.add(record.extra.get("metrics", ()))
+        if (limit := record.extra.get("rows_limit")) is not None:
+            self.rows_limit = min(limit, self.rows_limit or limit)
         if record.part is not None:
             self.parts += 1
             self.bytes_out += record.part.bytes

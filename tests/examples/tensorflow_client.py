@@ -201,6 +201,6 @@ print(names.count("tf_Compute"))
 def test_a_slot_has_threads_for_its_cores() -> None:
     """Also when the handler imports TensorFlow before its client does."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-    environment = slot_environment(inherited, {}, cpu=1.5, gpu=0, slot=0)
+    environment = slot_environment(inherited, {}, cpu=1.5)
     done = subprocess.run([sys.executable, "-c", COUNT_THREADS], env=environment, capture_output=True, check=True)
     assert done.stdout.strip() == b"1"  # as many as the machine has cores, otherwise

@@ -208,8 +208,10 @@ def test_every_key_of_the_contract(folder: Path) -> None:
         ("  compute: {cpu: 2x}", "compute.cpu: found '2x'; allowed is a quantity as Kubernetes writes it"),
         ("  compute: {cpu: 0}", "compute.cpu: found 0; allowed is a quantity as Kubernetes writes it"),
         ("  compute: {mem: -1Gi}", "compute.mem: found '-1Gi'; at least one byte is needed"),
-        ("  compute: {gpu: 0.5}", "compute.gpu: found 0.5; allowed is a whole number from 0 on"),
-        ("  compute: {gpu: true}", "compute.gpu: found true; allowed is a whole number from 0 on"),
+        *(
+            (f"  compute: {{gpu: {found}}}", f"compute.gpu: found {found}; allowed is a whole number from 0 on, or the")
+            for found in ("1.5", "-1", "0.3", "0.34", "true")
+        ),
         ("  compute: {node_groups: [1]}", "compute.node_groups[0]: found 1; allowed is a list of names"),
         ("  compute: 3", "compute: found 3; allowed is a mapping"),
         ("  networking: {endpint: x}", "networking.endpint: unknown key; did you mean endpoint?"),
@@ -230,6 +232,14 @@ def test_mistakes_name_key_value_and_what_is_allowed(folder: Path, key: str, lin
     (found,) = complaint(folder, f"{API}{key}\n")
     assert line in found
     assert "12345" not in found
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("0.5", 0.5), ("0.25", 0.25), ("0.33", 1 / 3), ("0.1", 0.1), ("2", 2.0), ("1.0", 1.0)]
+)
+def test_a_worker_may_have_a_part_of_a_gpu(folder: Path, said: str, meant: float) -> None:
+    settings = resolve(configure(folder, f"{API}  compute: {{gpu: {said}}}\n"), input="in").settings
+    assert settings.compute.gpu == meant
 
 
 def test_several_mistakes_are_listed_together(folder: Path) -> None:
