@@ -22,7 +22,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from cortex_dask.io.settings import ComputeSettings
-from cortex_dask.runtime.devices import Device, DeviceError, Devices, find_gpus, find_neuron, per_device
+from cortex_dask.runtime.devices import Device, DeviceError, Devices, needed, per_device
 
 __all__ = ["DeviceLease", "SlotDevices", "acquire"]
 
@@ -225,12 +225,9 @@ class SlotDevices:
         """
         if self._leases or abandoned():
             return self._variables
-        wanted = [(find_gpus(environment), self._compute.gpu)] if self._compute.gpu > 0 else []
-        if self._compute.inf > 0 and (neuron := find_neuron(environment)) is not None:
-            wanted.append((neuron, float(self._compute.inf)))
         variables: dict[str, str] = {}
         try:
-            for devices, amount in wanted:
+            for devices, amount in needed(self._compute, environment):
                 lease = _wait_for(devices, amount, make_room, abandoned)
                 if lease is None:
                     self.release()

@@ -20,7 +20,19 @@ from typing import Literal
 from cortex_dask.errors import CortexDaskError, SpecError
 from cortex_dask.io.settings import ComputeSettings
 
-__all__ = ["Device", "DeviceError", "Devices", "capacity", "check_slots", "find_gpus", "find_neuron", "per_device"]
+__all__ = [
+    "Device",
+    "DeviceError",
+    "Devices",
+    "capacity",
+    "check_slots",
+    "find_gpus",
+    "find_neuron",
+    "needed",
+    "per_device",
+]
+
+_ROOT = Path("/")  # of /proc, /sys and /dev
 
 _SMI_SECONDS = 60.0  # the driver may take several seconds for each device where nobody keeps it loaded
 #: Where nvidia-smi lies when the search path does not have it: drivers that a node mounts into containers, WSL.
@@ -103,7 +115,7 @@ def per_device(gpu: float) -> int:
 def capacity(compute: ComputeSettings, environment: Mapping[str, str] | None = None) -> int | None:
     """Return how many slots this machine's devices suffice for; None where that is not limited, or not known."""
     most: list[int] = []
-    for devices, amount in _needed(compute, os.environ if environment is None else environment):
+    for devices, amount in needed(compute, os.environ if environment is None else environment):
         if devices.found is not None:
             most.append(len(devices.found) * per_device(amount) // max(int(amount), 1))
     return min(most, default=None)
@@ -111,34 +123,35 @@ def capacity(compute: ComputeSettings, environment: Mapping[str, str] | None = N
 
 def check_slots(compute: ComputeSettings, slots: int, environment: Mapping[str, str] | None = None) -> None:
     """Raise :class:`SpecError` if this machine's devices do not suffice for so many slots."""
-    for devices, amount in _needed(compute, os.environ if environment is None else environment):
+    for devices, amount in needed(compute, os.environ if environment is None else environment):
         if devices.found is None:
             continue
         most = len(devices.found) * per_device(amount) // max(int(amount), 1)
         if most >= slots:
             continue
         key = "gpu" if devices.kind == "GPU" else "inf"
-        need = f"{slots} worker{'' if slots == 1 else 's'} with compute.{key}: {amount:g}"
+        found = f"found {slots} with compute.{key}: {amount:.3g}; this machine has {devices.describe()}, enough for"
         advice = f"say workers: {most}" if most else f"run it where there are more, or change compute.{key}"
         if most and key == "gpu":
             share = 1 / -(-slots // len(devices.found))
             advice += f", or compute.gpu: {share:.3g}, so that workers share a device"
-        raise SpecError(f"workers: {need} need more than this machine has, which is {devices.describe()}: {advice}")
+        raise SpecError(f"workers: {found} {most or 'none'}: {advice}")
 
 
-def _needed(compute: ComputeSettings, environment: Mapping[str, str]) -> list[tuple[Devices, float]]:
-    needed: list[tuple[Devices, float]] = []
+def needed(compute: ComputeSettings, environment: Mapping[str, str]) -> list[tuple[Devices, float]]:
+    """Return what a slot needs: of which devices, and how many."""
+    kinds: list[tuple[Devices, float]] = []
     if compute.gpu > 0:
-        needed.append((find_gpus(environment), compute.gpu))
+        kinds.append((find_gpus(environment), compute.gpu))
     if compute.inf > 0 and (neuron := find_neuron(environment)) is not None:
-        needed.append((neuron, float(compute.inf)))
-    return needed
+        kinds.append((neuron, float(compute.inf)))
+    return kinds
 
 
 # GPUs ---------------------------------------------------------------------------------------------------------------
 
 
-def find_gpus(environment: Mapping[str, str], root: str = "/") -> Devices:
+def find_gpus(environment: Mapping[str, str]) -> Devices:
     """Return the GPUs that a process with this environment may use.
 
     What the environment says comes first (``CUDA_VISIBLE_DEVICES``, ``HIP_VISIBLE_DEVICES``, ``ROCR_VISIBLE_DEVICES``),
@@ -149,16 +162,14 @@ def find_gpus(environment: Mapping[str, str], root: str = "/") -> Devices:
     ----------
     environment : mapping
         The worker's.
-    root : str
-        Where ``/proc``, ``/sys`` and ``/dev`` are.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return _named_by_cuda(visible, environment, root)
+        return _named_by_cuda(visible, environment)
     for variable in ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         if variable in environment:
             return _named_by_rocm(variable, environment)
-    known = _nvidia(root)
+    known = _nvidia()
     if known is not None:
         listed, where = known
         mig = any(name.startswith("MIG-") for name, _ in listed)  # these have no numbers of their own
@@ -167,13 +178,13 @@ def find_gpus(environment: Mapping[str, str], root: str = "/") -> Devices:
     given = environment.get("NVIDIA_VISIBLE_DEVICES", "all")
     if given not in ("all", ""):
         return _given_to_container(given)
-    amd = _amd(root)
+    amd = _amd()
     if amd:
         return Devices("GPU", "ROCR_VISIBLE_DEVICES", tuple(amd), "AMD's driver")
     return Devices("GPU", "CUDA_VISIBLE_DEVICES", None, "nothing here says which there are")
 
 
-def _named_by_cuda(visible: str, environment: Mapping[str, str], root: str) -> Devices:
+def _named_by_cuda(visible: str, environment: Mapping[str, str]) -> Devices:
     names: list[str] = []
     for part in visible.split(","):
         name = part.strip()
@@ -183,7 +194,7 @@ def _named_by_cuda(visible: str, environment: Mapping[str, str], root: str) -> D
     uuids: dict[str, str] = {}
     # Numbers that are sorted by speed are not those of the driver.
     if names and environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID") == "PCI_BUS_ID":
-        uuids = dict((_nvidia(root) or ([], ""))[0])
+        uuids = dict((_nvidia() or ([], ""))[0])
     found = tuple(Device(name, _key(name, uuids)) for name in names)
     return Devices("GPU", "CUDA_VISIBLE_DEVICES", found, f"CUDA_VISIBLE_DEVICES is {visible!r}")
 
@@ -207,13 +218,13 @@ def _given_to_container(given: str) -> Devices:
     return Devices("GPU", "CUDA_VISIBLE_DEVICES", found, f"NVIDIA_VISIBLE_DEVICES is {given!r}")
 
 
-def _nvidia(root: str) -> tuple[list[tuple[str, str]], str] | None:
+def _nvidia() -> tuple[list[tuple[str, str]], str] | None:
     """Return the driver's devices as pairs of name and UUID, and who said so; None where there is no driver."""
-    listed = _ask_smi() if root == "/" else None
+    listed = _ask_smi()
     if listed:
         return listed, "nvidia-smi -L"
     listed = []
-    for place in sorted(Path(root, "proc/driver/nvidia/gpus").glob("*/information")):  # by bus address
+    for place in sorted((_ROOT / "proc/driver/nvidia/gpus").glob("*/information")):  # by bus address
         try:
             text = place.read_text()
         except OSError:
@@ -221,7 +232,7 @@ def _nvidia(root: str) -> tuple[list[tuple[str, str]], str] | None:
         uuid = re.search(r"^GPU UUID:\s*(GPU-\S+)", text, re.MULTILINE)
         minor = re.search(r"^Device Minor:\s*(\d+)", text, re.MULTILINE)
         # A container may see the entries of devices that it was not given.
-        if uuid and minor and Path(root, f"dev/nvidia{minor[1]}").exists():
+        if uuid and minor and (_ROOT / f"dev/nvidia{minor[1]}").exists():
             listed.append((str(len(listed)), uuid[1]))
     return (listed, "/proc/driver/nvidia/gpus") if listed else None
 
@@ -281,9 +292,9 @@ def _until_negative(value: str) -> list[str]:
     return names
 
 
-def _amd(root: str) -> list[Device]:
+def _amd() -> list[Device]:
     """Return AMD's GPUs from the topology that the kernel shows, as far as this process may open them."""
-    places = Path(root, "sys/class/kfd/kfd/topology/nodes").glob("*/properties")
+    places = (_ROOT / "sys/class/kfd/kfd/topology/nodes").glob("*/properties")
     found: list[Device] = []
     for place in sorted(places, key=lambda place: int(place.parent.name) if place.parent.name.isdigit() else 0):
         try:
@@ -292,7 +303,7 @@ def _amd(root: str) -> list[Device]:
             continue
         if int(properties.get("simd_count", 0)) == 0:
             continue  # a processor
-        if not Path(root, f"dev/dri/renderD{properties.get('drm_render_minor', '').strip()}").exists():
+        if not (_ROOT / f"dev/dri/renderD{properties.get('drm_render_minor', '').strip()}").exists():
             continue
         number, unique = len(found), int(properties.get("unique_id", 0))
         key = f"GPU-{unique:016x}" if unique else f"{socket.gethostname()}-{number}"
@@ -303,13 +314,13 @@ def _amd(root: str) -> list[Device]:
 # AWS Neuron -----------------------------------------------------------------------------------------------------------
 
 
-def find_neuron(environment: Mapping[str, str], root: str = "/") -> Devices | None:
+def find_neuron(environment: Mapping[str, str]) -> Devices | None:
     """Return the AWS Neuron devices that a process may use, each named by its cores; None where there are none.
 
     ``NEURON_RT_VISIBLE_CORES`` takes numbers of cores, a device has 2 to 8 of them, and a core belongs to one process.
     """
-    chips = list(Path(root, "dev").glob("neuron[0-9]*"))
-    counts = [*Path(root, "sys/devices/virtual/neuron_device").glob("neuron*/core_count")]
+    chips = list((_ROOT / "dev").glob("neuron[0-9]*"))
+    counts = [*(_ROOT / "sys/devices/virtual/neuron_device").glob("neuron*/core_count")]
     if not chips or not counts:
         return None
     try:

@@ -1,0 +1,127 @@
+"""What says that memory has run out, or that a device is lost: the words of the libraries that say so."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from cortex_dask.runtime.memory import is_device_lost, is_out_of_memory, release_memory
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch and CuPy call it."""
+
+
+class ResourceExhaustedError(Exception):
+    """As TensorFlow calls it."""
+
+
+class _ArrayMemoryError(MemoryError):
+    """As NumPy calls it."""
+
+
+class Silent(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        _ArrayMemoryError("Unable to allocate 745. GiB for an array"),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 15.78 GiB total capacity)"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("HIP out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        OutOfMemoryError("Out of memory allocating 8,589,934,592 bytes (allocated so far: 0 bytes)."),
+        RuntimeError("cudaErrorMemoryAllocation: out of memory"),
+        ResourceExhaustedError("OOM when allocating tensor with shape[64,112,112,64] and type float"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 34359738368 bytes."),
+        RuntimeError("RESOURCE_EXHAUSTED: Failed to allocate request for 8.00GiB (8589934592B) on device ordinal 0"),
+        Exception("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 8589934592"),
+        Exception("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 2: out of memory ; GPU=0 ; hostname=x"),
+        Exception("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY"),
+        MemoryError("std::bad_alloc: out_of_memory: CUDA error at: device_memory_resource.hpp"),
+        RuntimeError("nrt_tensor_allocate status=4 message=Allocation Failure"),
+    ],
+    ids=lambda error: str(error)[:30],
+)
+def test_out_of_memory(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    wrapped = ValueError("the model failed")
+    wrapped.__cause__ = error
+    assert is_out_of_memory(wrapped)
+    assert not is_device_lost(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("RESOURCE_EXHAUSTED: quota exceeded, try again later"),
+        ValueError("the shop is out of memory sticks"),
+        OSError(28, "No space left on device"),
+        Silent(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_other_errors_are_none(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+    assert not is_device_lost(error)
+
+
+def test_what_was_handled_meanwhile_is_no_cause() -> None:
+    try:
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise ValueError("something else went wrong")  # noqa: B904 - that is the point
+    except ValueError as error:
+        assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: unspecified launch failure",
+        "cudaErrorIllegalAddress: an illegal memory access was encountered",
+        "[700] Call to cuMemcpyDtoH results in CUDA_ERROR_ILLEGAL_ADDRESS",
+        "CUDA error: uncorrectable ECC error encountered",
+    ],
+)
+def test_a_device_that_is_lost(message: str) -> None:
+    assert is_device_lost(RuntimeError(message))
+    assert not is_out_of_memory(RuntimeError(message))
+
+
+class _Cuda:
+    """The part of ``torch.cuda`` that is used, as torch is not there."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.emptied = 0
+        self._broken = broken
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def empty_cache(self) -> None:
+        self.emptied += 1
+        if self._broken:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_torchs_cache_is_emptied_where_torch_is_loaded(monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
+    torch = ModuleType("torch")
+    cuda = torch.cuda = _Cuda(broken=broken)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    release_memory()
+    assert cuda.emptied == 1
+    monkeypatch.delitem(sys.modules, "torch")
+    release_memory()
