@@ -72,7 +72,7 @@ def survey(environment: Environment) -> tuple[list[RunningCluster], list[str]]:
         except (ClusterError, SpecError) as error:
             problems.append(str(error))
             continue
-        found += [_with_job(cluster, mine) for cluster in running]
+        found += [_with_job(cluster, mine, Store(environment.store).url) for cluster in running]
         _forget_ended(running, mine)
     return found, problems
 
@@ -102,18 +102,18 @@ def _module(backend: str) -> ModuleType:
     return import_module(f"cortex_dask.clusters.{backend}")
 
 
-def _with_job(cluster: RunningCluster, noted: Sequence[records.ClusterRecord]) -> RunningCluster:
+def _with_job(cluster: RunningCluster, noted: Sequence[records.ClusterRecord], store: str) -> RunningCluster:
     """Add what the job's directory says."""
     record = next((item for item in noted if item.name == cluster.name and item.where == cluster.where), None)
-    if record is None:
-        # Somebody else's environment, or a store that is gone: not for us to end.
-        return cluster
-    created = cluster.created_time or record.created_time
-    job = JobDirectory(record.job_url)
+    url = cluster.job_url if record is None else record.job_url
+    if url is None or not url.startswith(f"{store}/jobs/"):
+        return cluster  # of another environment, or of nobody that is known: not for us to end
+    created = cluster.created_time or (None if record is None else record.created_time)
+    job = JobDirectory(url)
     try:
         settings = job.settings()
     except JobNotFoundError:
-        return replace(cluster, job_url=record.job_url, created_time=created, is_needed=False)
+        return replace(cluster, job_url=url, created_time=created, is_needed=False)
     from cortex_dask.runtime.status import FINAL_STATUSES, running_elsewhere
 
     document = job.read_json("status.json") or {}
@@ -122,7 +122,8 @@ def _with_job(cluster: RunningCluster, noted: Sequence[records.ClusterRecord]) -
     if status in FINAL_STATUSES:
         is_needed = False
     else:
-        is_needed = is_live or (record.is_detached and time.time() - record.created_time < _YOUNG)
+        is_coming = record is None or record.is_detached
+        is_needed = is_live or (is_coming and time.time() - (created or 0.0) < _YOUNG)
         status = status if is_needed else f"{status}, without a coordinator"
     return replace(
         cluster,
