@@ -10,17 +10,17 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cortex_dask.clusters import gateway_scheduler
+from cortex_dask.clusters import gateway_scheduler, records
 from cortex_dask.clusters.base import Done
 from cortex_dask.clusters.client import DaskCluster
 from cortex_dask.clusters.gateway_api import ENDED, GatewayApi, GatewayUnreachableError
 from cortex_dask.clusters.gateway_mapping import Choice, Needs, choose
+from cortex_dask.clusters.inventory import RunningCluster
 from cortex_dask.clusters.scaling import first_workers
 from cortex_dask.errors import ClusterError, CortexDaskError, SpecError
-from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.records import Outcome, SplitTask
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.wording import shown
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dask_gateway.client import ClusterReport
     from distributed import Client
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "close", "running"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +41,11 @@ _POLL_SECONDS = 0.25  # between two looks at a cluster that comes up; grows to t
 _POLL_MOST = 2.0
 _PROXY_SECONDS = 30.0  # for the gateway's proxy to know a cluster that has just come up
 _CONNECT_SECONDS = 10.0
+#: Of the record of a cluster that the gateway has not named yet.
+_UNNAMED = "unnamed-"
+#: The variables that say whose a cluster is.
+_JOB, _API = "CORTEX_DASK_JOB", "CORTEX_DASK_API"
 _STOP_SECONDS = 20.0  # for a gateway that is being restarted to take the word that a cluster is not wanted any more
-_RECORD = "cluster.json"
 
 
 class Gateway(DaskCluster):
@@ -55,6 +58,7 @@ class Gateway(DaskCluster):
         super().__init__()
         self._api: GatewayApi | None = None
         self._cluster: str | None = None  # the name that the gateway gave it
+        self._record: records.ClusterRecord | None = None
         self._slots: int | None = None  # of each worker; None: as many as it has threads
         self._spare = False  # whether workers have more threads than slots, so that splits have to be placed
         self._running: Counter[str] = Counter()  # splits that were placed, by worker
@@ -104,32 +108,24 @@ class Gateway(DaskCluster):
 
     def _find(self, api: GatewayApi, choice: Choice) -> str | None:
         """Return the cluster that an earlier coordinator of this job has left, if it is there and is what is needed."""
-        record = self._directory.read_json(_RECORD) or {}
-        name = record.get("name")
-        if record.get("backend") != self.name or record.get("address") != api.address or not name:
+        left = records.find(self._job_url)
+        if left is None or (left.backend, left.where) != (self.name, api.address):
             return None
-        report = api.report(name)
+        report = api.report(left.name)
         if report is None or report.status.name in ENDED:
             return None
-        if record.get("options") != choice.options:
-            api.stop(name)
+        if not choice.options.items() <= report.options.items():
+            api.stop(left.name)
             return None
-        self._directory.write_json(_RECORD, {**record, "owner": self._token})
-        return str(name)
+        self._record = records.keep(self._job_url, self.name, left.name, api.address)  # it is ours from now on
+        return left.name
 
     def _create(self, api: GatewayApi, choice: Choice) -> str:
-        record = {
-            "backend": self.name,
-            "name": None,
-            "address": api.address,
-            "owner": self._token,
-            "options": choice.options,
-            "created_time": datetime.now(UTC).isoformat(),
-        }
-        self._directory.write_json(_RECORD, record)
-        name = api.create(choice.options)
-        self._cluster = name  # for shutdown(), should the next line fail
-        self._directory.write_json(_RECORD, {**record, "name": name})
+        # The server gives the name. Until then a record without it says that there may be a cluster.
+        before = self._record = records.keep(self._job_url, self.name, f"{_UNNAMED}{self._token}", api.address)
+        name = self._cluster = api.create(choice.options)
+        self._record = records.keep(self._job_url, self.name, name, api.address)
+        records.drop(before)
         return name
 
     def _await_running(self, api: GatewayApi, name: str, deadline: float, limit: float) -> ClusterReport:
@@ -186,12 +182,18 @@ class Gateway(DaskCluster):
         """
         if self._api is None or self._cluster is None:
             return None
-        report = self._api.report(self._cluster)
+        try:
+            report = self._api.report(self._cluster)
+        except GatewayUnreachableError as error:
+            raise ConnectionError(str(error)) from None  # it may be back soon
         if report is None or report.status.name in ENDED:
-            raise ClusterError(self._end_reason())
+            raise ClusterError(f"{self._end_reason()} (the job can be resumed)")
         if report.status.name != "RUNNING":
             return None
-        client = self._client_of(report, time.monotonic())
+        try:
+            client = self._client_of(report, time.monotonic())
+        except ClusterError as error:
+            raise ConnectionError(str(error)) from None
         self._attend(client)
         return client
 
@@ -282,32 +284,80 @@ class Gateway(DaskCluster):
 
     def shutdown(self) -> None:
         """End the cluster, unless another coordinator of the job has taken it over."""
-        api, name = self._api, self._cluster
-        if api is None:
+        api, record = self._api, self._record
+        if api is None or record is None or records.find(self._job_url) != record:
             return
-        record = self._directory.read_json(_RECORD) or {}
-        if record.get("owner") not in (None, self._token):
-            return
+        if self._cluster is None or self._stop(api, self._cluster):
+            records.drop(record)
+
+    def _stop(self, api: GatewayApi, name: str) -> bool:
+        """End a cluster; returns whether the gateway has taken the word."""
         deadline = time.monotonic() + _STOP_SECONDS
-        while name is not None:
+        while True:
             try:
                 api.stop(name)
-                break
             except GatewayUnreachableError as error:
-                if time.monotonic() > deadline:
-                    seconds = self.seconds("idle_timeout", _IDLE_SECONDS)
-                    _log.warning("%s; its cluster %s ends by itself %.0f s from now", error, name, seconds)
-                    return
-                time.sleep(1)
+                if time.monotonic() < deadline:
+                    time.sleep(1)
+                    continue
+                seconds = self.seconds("idle_timeout", _IDLE_SECONDS)
+                _log.warning("%s; its cluster %s ends by itself %.0f s from now", error, name, seconds)
             except CortexDaskError as error:
                 _log.warning("the cluster %s could not be ended: %s", name, error)
-                return
-        if record:
-            self._directory.store.delete(_RECORD)
+            else:
+                return True
+            return False
 
-    @property
-    def _directory(self) -> JobDirectory:
-        return JobDirectory(self._job_url)
+
+def running(options: Mapping[str, Any], noted: Sequence[records.ClusterRecord]) -> list[RunningCluster]:
+    """Return the user's clusters that run for jobs.
+
+    Parameters
+    ----------
+    options : mapping
+        The environment's cluster options; the gateway is that of Dask's configuration.
+    noted : sequence of ClusterRecord
+        What the environment's jobs have noted.
+
+    Raises
+    ------
+    ClusterError, SpecError
+        If the gateway does not answer, or there is none.
+    """
+    api = GatewayApi()
+    names = {record.name for record in noted}
+    found = []
+    for report in api.list():
+        tags = next((value for value in report.options.values() if isinstance(value, dict) and _JOB in value), {})
+        if report.name in names or tags:
+            found.append(
+                RunningCluster(
+                    "gateway",
+                    report.name,
+                    api.address,
+                    tags.get(_JOB),
+                    tags.get(_API),
+                    report.start_time.timestamp(),
+                )
+            )
+    return found
+
+
+def close(cluster: RunningCluster, options: Mapping[str, Any]) -> None:
+    """End a cluster.
+
+    Raises
+    ------
+    ClusterError
+        If the gateway does not answer, or is not the one that made it.
+    """
+    api = GatewayApi()
+    if cluster.where != api.address:
+        raise ClusterError(
+            f"the cluster {cluster.name} was made by the Dask Gateway at {cluster.where}, but Dask's configuration "
+            f"names {api.address}: correct gateway.address"
+        )
+    api.stop(cluster.name)
 
 
 def needs(settings: JobSettings, idle_timeout: float) -> Needs:
@@ -324,8 +374,8 @@ def needs(settings: JobSettings, idle_timeout: float) -> Needs:
         image=settings.handler.extra.get("image"),
         env={
             **settings.handler.env,
-            "CORTEX_DASK_JOB": settings.job_id,
-            "CORTEX_DASK_API": settings.api_name,
+            _JOB: settings.job_id,
+            _API: settings.api_name,
             "DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT": f"{idle_timeout:g}s",
         },
         idle_timeout=idle_timeout,
