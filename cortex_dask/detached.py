@@ -2,7 +2,8 @@
 
 A handler that submits a job, in ``on_job_complete`` for instance, is itself about to end, and all that it has started
 is killed with it. So its coordinator is no descendant: the process that is started here forks and leaves, and what it
-has forked belongs to nobody. It runs with the interpreter and the variables of the worker, not with the handler's own.
+has forked, a :class:`~cortex_dask.clusters.keeper.Keeper`, belongs to nobody. That one starts the coordinator, and
+starts it again when it dies. Both run with the interpreter and the variables of the worker, not with the handler's own.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from cortex_dask.errors import CortexDaskError, SpecError
 
-__all__ = ["start"]
+if TYPE_CHECKING:
+    from cortex_dask.clusters.base import Cluster
+    from cortex_dask.clusters.keeper import Order
+
+__all__ = ["coordinate", "main", "start"]
 
 #: Forks before anything is imported, and finds the package as handler processes do: without hiding anybody's modules.
 _BOOTSTRAP = """\
@@ -38,7 +44,12 @@ _START_SECONDS = 60.0
 
 
 def start(
-    job_url: str, *, cluster: str = "local", python: str | None = None, variables: Mapping[str, str] | None = None
+    job_url: str,
+    *,
+    cluster: str = "local",
+    retry: bool = False,
+    python: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> None:
     """Start a coordinator for a job, and return at once.
 
@@ -48,6 +59,8 @@ def start(
         The job directory.
     cluster : str
         Where the splits run.
+    retry : bool, default False
+        Whether the failed batches are handled again.
     python : str, optional
         The interpreter; None: this process' own.
     variables : mapping, optional
@@ -64,7 +77,7 @@ def start(
         raise SpecError("cluster: inline is the calling thread; a job that runs on its own needs local or an address")
     try:
         process = subprocess.Popen(
-            [python or sys.executable, "-c", _BOOTSTRAP, _ROOT, job_url, cluster],
+            [python or sys.executable, "-c", _BOOTSTRAP, _ROOT, job_url, cluster, "retry" if retry else "run"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -80,17 +93,53 @@ def start(
 
 
 def main() -> None:
-    """Run the job; what keeps it from starting is told by its status, for nobody else listens."""
-    job_url, cluster = sys.argv[1:3]
+    """Keep a coordinator alive until its job has ended; what cannot be helped is told by the job's status."""
+    from cortex_dask.clusters.keeper import Keeper, Order
+
+    job_url, cluster, how = sys.argv[1:4]
+    keeper = Keeper(Order(job_url, cluster, retry=how == "retry"))
+    signal.signal(signal.SIGTERM, lambda number, frame: keeper.interrupt())
+    try:
+        keeper.begin()
+    except OSError as error:
+        _note(job_url, error)
+        raise
+    keeper.watch()
+
+
+def coordinate() -> None:
+    """Run a job as the first line of the standard input says (the process that a keeper starts)."""
+    import orjson
+
+    from cortex_dask.clusters.keeper import ELSEWHERE, Order
+    from cortex_dask.errors import JobRunningError
+
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(0, 1) or b"\n"  # not one byte more: what comes later is the end, which another one waits for
+    if not line.strip():
+        return  # whoever wanted it is gone
+    order = Order.from_json(orjson.loads(line))
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        from cortex_dask.runtime import coordinator
-
-        coordinator.run_job(job_url, cluster=cluster)
+        _run(order)
+    except JobRunningError:
+        sys.exit(ELSEWHERE)
     except BaseException as error:
         with contextlib.suppress(CortexDaskError, OSError):
-            _note(job_url, error)
+            _note(order.job_url, error)
         raise
+
+
+def _run(order: Order) -> None:
+    from cortex_dask.runtime import coordinator
+
+    cluster: str | Cluster = order.cluster
+    if order.backend is not None:
+        from cortex_dask.clusters import beside  # brings distributed, which a coordinator on one machine loads later
+
+        cluster = beside.make(order)
+    (coordinator.retry_failed if order.retry else coordinator.run_job)(order.job_url, cluster=cluster)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -99,14 +148,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _note(job_url: str, error: BaseException) -> None:
     """Write the status of a job that its coordinator could not even begin to run."""
-    from cortex_dask.errors import JobRunningError
+    from cortex_dask.clusters.keeper import note_end
     from cortex_dask.io.job_directory import JobDirectory
-    from cortex_dask.runtime.status import FINAL_STATUSES, StatusBoard
 
-    job = JobDirectory(job_url)
-    status = (job.read_json("status.json") or {}).get("status")
-    if status in FINAL_STATUSES or isinstance(error, JobRunningError):
-        return
-    board = StatusBoard(job.settings())
-    board.end("worker error", f"the coordinator cannot run (process {os.getpid()}): {type(error).__name__}: {error}")
-    job.write_json("status.json", board.document())
+    reason = f"the coordinator cannot run (process {os.getpid()}): {type(error).__name__}: {error}"
+    note_end(JobDirectory(job_url), reason)

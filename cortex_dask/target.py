@@ -41,7 +41,7 @@ CONFIG_FILES = ("cortex.yaml", "cortex.yml")
 #: What the lists of dependencies are called where the configuration does not say.
 _DEPENDENCIES = {"pip": "requirements.txt", "conda": "conda-packages.txt", "shell": "dependencies.sh"}
 
-_KEPT = ("dependencies",)  # of a class: they belong to what it needs, not to its configuration
+_KEPT = ("dependencies", "python")  # of a class: they belong to what it needs, not to its configuration
 _PICKLE_WARNING = 10 * 1024 * 1024
 
 
@@ -99,7 +99,10 @@ def from_class(cls: type, name: str | None, handler_type: str = "python") -> Tar
     except FileNotFoundError:  # the working directory has been removed
         cwd = None
     handler = HandlerSettings(
-        kind="class", cwd=cwd, sys_path=tuple(entry or cwd or "." for entry in sys.path if isinstance(entry, str))
+        kind="class",
+        cwd=cwd,
+        sys_path=tuple(entry or cwd or "." for entry in sys.path if isinstance(entry, str)),
+        extra={"python": ".".join(map(str, sys.version_info[:2]))},  # whose bytecode the pickle holds
     )
     return Target(api_name, _api_id(pickled), handler, pickled=pickled, warnings=tuple(warnings))
 
@@ -137,7 +140,7 @@ def from_class_spec(cls: type, api: ApiSpec, packages: project.Archive | None) -
         project=digest,
         env=dict(api.handler.env),
         log_level=api.handler.log_level,
-        extra=_extra(api, {entry.name for entry in packages.files} if packages else set()),
+        extra=made.handler.extra | _extra(api, {entry.name for entry in packages.files} if packages else set()),
     )
     return dataclasses.replace(
         made,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from cortex_dask.clusters.client import DaskCluster
-from cortex_dask.errors import SpecError
+from cortex_dask.clusters.dialling import dial
+from cortex_dask.errors import ClusterError, SpecError
+from cortex_dask.io.settings import JobSettings
+from cortex_dask.wording import shown
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Security
 
 __all__ = ["Address"]
 
 _CONNECT_SECONDS = 30.0
-_WORKERS_SECONDS = 60.0
+_CLIENT_SECONDS = 10.0  # for a scheduler that has answered already; a lost one is waited for in reconnect()
+_AGAIN_SECONDS = 2.0
+_OPTIONS = ("connect_timeout", "start_timeout", "reconnect_timeout")
+_OTHER_BACKENDS = ("local", "inline", "gateway", "kubernetes")
 
 
 class Address(DaskCluster):
@@ -23,37 +31,101 @@ class Address(DaskCluster):
     ----------
     address : str
         The scheduler's address.
+    security : Security, optional
+        Its credentials; None: those of Dask's configuration (``distributed.comm.tls``).
     """
 
     name = "address"
+    start_seconds = 60.0
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: Security | None = None) -> None:
         super().__init__()
         self._address = address
+        self._security = security
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that the job was submitted with, unless they are of a backend that starts a cluster."""
+        where = self.settings.cluster
+        return {} if where.name in _OTHER_BACKENDS else where.options
 
     def connect(self) -> Client:
-        """Connect to the scheduler and wait for a worker.
+        """Connect to the scheduler; workers may come later.
 
         Raises
         ------
+        ClusterError
+            If nobody answers, or not in Dask's protocol.
         SpecError
-            If nobody answers, or there is no worker.
+            If the credentials cannot be used.
         """
-        from distributed import Client
+        unknown = sorted(set(self.options) - set(_OPTIONS))
+        if unknown:
+            raise SpecError(
+                f"cluster option {shown(unknown[0])} is unknown for the scheduler at {self._address}, which somebody "
+                f"else runs; allowed are {', '.join(_OPTIONS)}"
+            )
+        return self._connect(self.seconds("connect_timeout", _CONNECT_SECONDS))
 
+    def _connect(self, seconds: float) -> Client:
+        from distributed import Client, Security
+        from distributed.versions import VersionMismatchWarning
+
+        security = self._security or Security()
+        dial(self._address, security, seconds)
         try:
-            client = Client(self._address, set_as_default=False, timeout=_CONNECT_SECONDS)
-        except (OSError, TimeoutError) as error:
-            raise SpecError(
-                f"cluster: no Dask scheduler answers at {self._address} within {_CONNECT_SECONDS:.0f} s ({error}): "
-                "start it, or correct the address"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", VersionMismatchWarning)  # versions are compared later, by our own rules
+                return Client(
+                    self._address,
+                    security=security,
+                    set_as_default=False,
+                    timeout=min(seconds, _CLIENT_SECONDS),
+                )
+        except (OSError, TimeoutError, ImportError, TypeError, ValueError, RuntimeError) as error:
+            raise ClusterError(
+                f"cluster: the Dask scheduler at {self._address} does not take this client: "
+                f"{type(error).__name__}: {error}"
             ) from error
+
+    def reconnect(self) -> Client | None:
+        """Return a client of a scheduler that was started again at the same address."""
         try:
-            client.wait_for_workers(1, timeout=_WORKERS_SECONDS)
-        except TimeoutError:
-            client.close()
-            raise SpecError(
-                f"cluster: the Dask scheduler at {self._address} has no worker after {_WORKERS_SECONDS:.0f} s: "
-                "start workers for it"
-            ) from None
-        return client
+            return self._connect(_AGAIN_SECONDS)
+        except ClusterError as error:
+            raise ConnectionError(str(error)) from error  # nothing final: it may be starting
+
+    def trouble(self) -> str | None:
+        """Return what its workers lack, and how to start some."""
+        gpu = self.settings.compute.gpu
+        with contextlib.suppress(Exception):
+            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+            if workers and gpu:
+                return (
+                    f"the job asks for {gpu:g} GPU for each split, and none of the {len(workers)} workers of the "
+                    f"scheduler at {self._address} offers that many: start workers with "
+                    f"dask worker {self._address} --resources GPU=1 (the number of devices that each has)"
+                )
+        resources = " --resources GPU=1" if gpu else ""
+        return (
+            f"the scheduler at {self._address} has no workers: start some with dask worker {self._address}{resources}"
+        )
+
+    def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
+        """Start the coordinator on the scheduler's host.
+
+        Raises
+        ------
+        ClusterError
+            If the scheduler does not answer, versions do not fit, or its host cannot read the job directory.
+        """
+        from cortex_dask.clusters.beside import send_off
+
+        if self._address.startswith("inproc://"):
+            raise SpecError("cluster: a scheduler within a process ends with it; a detached job needs one that stays")
+        self._settings = settings
+        client = self.connect()
+        try:
+            send_off(client, job_url, settings, retry=retry)
+        finally:
+            client.close(timeout=5)

@@ -43,6 +43,8 @@ class DaskCluster(Cluster):
     has_resources: bool = True
     #: Whether all workers are there before the job: then nobody can wait for more.
     is_fixed: bool = True
+    #: How long a first worker is waited for, unless ``start_timeout`` says so.
+    start_seconds: float = _START_SECONDS
 
     def __init__(self) -> None:
         self._client: Client | None = None
@@ -60,6 +62,7 @@ class DaskCluster(Cluster):
         self._connecting: Connecting | None = None
         self._recovering: threading.Thread | None = None
         self._lost: ClusterError | None = None
+        self._needed: dict[str, str | None] = {}  # the versions that a worker has to have
         #: Set when the cluster is not wanted any more: whoever waits for it to come up gives up.
         self.closing = threading.Event()
 
@@ -82,7 +85,13 @@ class DaskCluster(Cluster):
         """End what :meth:`connect` has started; called in any case, also when it has failed."""
 
     def reconnect(self) -> Client | None:
-        """Return a client of the scheduler that took the place of one that was lost; None: there is none, yet."""
+        """Return a client of the scheduler that took the place of one that was lost; None: there is none, yet.
+
+        Raises
+        ------
+        ClusterError
+            If there will be none; whatever else is raised, it is tried again.
+        """
         return None
 
     def trouble(self) -> str | None:
@@ -140,7 +149,17 @@ class DaskCluster(Cluster):
         client.subscribe_topic(_topic(self._job_url), lambda event: self._report(event[1]))
 
     def check(self, client: Client) -> None:
-        """Compare versions before anything is sent."""
+        """Compare versions before anything is sent; those of workers that come later are compared by their splits.
+
+        Raises
+        ------
+        ClusterError
+            If they do not fit, or a worker cannot read the job directory.
+        """
+        from cortex_dask.clusters import versions
+
+        versions.check(client, self.settings, self._job_url)
+        self._needed = versions.expected(self.settings)
 
     @property
     def client(self) -> Client:
@@ -194,7 +213,7 @@ class DaskCluster(Cluster):
         now = time.monotonic()
         if self._nobody_since is None:
             self._nobody_since = now
-        limit = self.seconds("start_timeout", _START_SECONDS)
+        limit = self.seconds("start_timeout", self.start_seconds)
         if now - self._nobody_since > limit:
             reason = self.trouble() or "its scheduler is there, but no worker that the job can use"
             raise ClusterError(
@@ -238,6 +257,9 @@ class DaskCluster(Cluster):
                     self._enter(client)
                     break
                 reason = _reason(error)
+            except ClusterError as failed:  # it does not come back
+                self._lost = failed
+                break
             except Exception as failed:  # noqa: BLE001 - it is tried again, and the last failure is the reason
                 reason = _reason(failed)
             self.closing.wait(_RECONNECT_PAUSE)
@@ -268,7 +290,9 @@ class DaskCluster(Cluster):
         # an earlier attempt's result is never returned in its place, nor, with the token, another coordinator's.
         key = (f"split-{self.settings.job_id}", task.split.number, task.attempt, self._token)
         try:
-            future = self.client.submit(run_split, task.to_json(), key=key, pure=False, retries=0, **self._place())
+            future = self.client.submit(
+                run_split, task.to_json(), self._needed, key=key, pure=False, retries=0, **self._place()
+            )
         except Exception as error:
             if self.client.status in ("running", "connecting"):
                 raise
@@ -338,7 +362,7 @@ class DaskCluster(Cluster):
     def _on_all_workers(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a function on each worker; what fails, or takes longer than some seconds, is left to itself."""
         client = self._client
-        if client is None:
+        if client is None or self._lost is not None:
             return
 
         def call() -> None:
@@ -381,10 +405,14 @@ class Connecting:
         return self._client
 
 
-def run_split(task: dict[str, Any]) -> dict[str, Any]:
+def run_split(task: dict[str, Any], needed: dict[str, str | None]) -> dict[str, Any]:
     """Run one split on a Dask worker (the task that the scheduler sees)."""
     from distributed import get_worker
 
+    from cortex_dask.clusters import versions
+
+    if needed and (misfit := versions.unfit(needed)) is not None:
+        return Outcome("worker error", task["split"]["number"], message=misfit).to_json()
     from cortex_dask.runtime.supervisor import run_split as supervise
 
     worker = get_worker()
@@ -433,6 +461,11 @@ def _outcome(future: Future[Any]) -> Outcome | Exception:
         lost = "the scheduler dropped the task: it was restarted, or the connection to it was lost"
         return WorkerLost(lost, workers=0)
     raised: Exception = future.exception()
+    if isinstance(raised, ImportError) and str(raised.name or "").partition(".")[0] == "cortex_dask":
+        return ClusterError(
+            f"a worker of the cluster cannot import cortex_dask ({raised}): start workers with the same environment, "
+            "or the same image, as the others; the job can be resumed"
+        )
     # the scheduler's own attempts: it sends a task whose worker has died to another one, some times
     return WorkerLost(_reason(raised), getattr(raised, "allowed_failures", 0) + 1) if _is_loss(raised) else raised
 

@@ -65,6 +65,9 @@ class LocalThreads(DaskCluster):
             )
             return Client(self._cluster, set_as_default=False)
 
+    def check(self, client: Client) -> None:
+        """Do nothing: it is all one process."""
+
     def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
         """Start the coordinator in a background process.
 
@@ -77,6 +80,7 @@ class LocalThreads(DaskCluster):
         detached.start(
             job_url,
             cluster=self.name,
+            retry=retry,
             python=None if here is None else here.python,
             variables=None if here is None else here.variables,
         )

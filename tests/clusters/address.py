@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
+from typing import Any
 
 from distributed import Client
 
@@ -41,6 +43,10 @@ class AddressBackend(Backend):
     @property
     def cluster(self) -> str:
         return self.host.address
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {"reconnect_timeout": 3}
 
     def lose_worker(self, job: ClusterJob, call: Call) -> None:
         assert call.host == socket.gethostname()

@@ -16,8 +16,8 @@ The suite itself submits jobs only with the command line, in processes of their 
 ``cortex-dask submit PROJECT --cluster <Backend.cluster> --cluster-option <each of Backend.options> --workers 2``, with
 the variables of :attr:`Backend.environment`, and looks at what lies in the store. Input, output, job directory and the
 handler's marks (a gate that it waits at, a note of each call) all lie below :meth:`Backend.store_url`, which the test's
-process, the coordinator and the workers must all reach under the same URL. The project is a folder with a ``handler.py``
-that needs nothing but cortex_dask and pyarrow, so a worker needs no more than its image.
+process, the coordinator and the workers must all reach under the same URL. The project is a folder with a
+``handler.py`` that needs nothing but cortex_dask and pyarrow, so a worker needs no more than its image.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Backend(ABC):
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Variables of the processes that submit, look, stop and resume, and of the test itself: credentials, endpoints.
+        """Variables of the processes that submit, look, stop and resume, and of the test: credentials, endpoints.
 
         They are the laptop's; what a pod needs has to get there as a user would bring it there.
         """
@@ -112,7 +112,7 @@ class Backend(ABC):
         kill(who["pid"])
 
     def lose_scheduler(self, job: ClusterJob) -> None:
-        """SIGKILL the scheduler that runs the job; :meth:`fresh` brings another one, which may be called in the test."""
+        """SIGKILL the scheduler that runs the job; :meth:`fresh`, which is called in the test, brings another one."""
         raise NotImplementedError
 
     def scale(self, job: ClusterJob, workers: int) -> None:

@@ -1,4 +1,4 @@
-"""Jobs of the conformance suite: submitted with the command line, in processes of their own, and looked at in the store."""
+"""Jobs of the conformance suite: submitted with the command line in processes of their own, seen in the store."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from cortex_dask.io.store import Store
 
 
 class Handler:
-    """``config``: ``marks``, a folder in a store; ``gate``: the mark without which no batch ends; ``seconds``, for each."""
+    """``config``: ``marks``, a folder in a store; ``gate``, a mark that batches wait for; ``seconds`` of each."""
 
     def __init__(self, config):
         self._config = config

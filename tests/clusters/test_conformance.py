@@ -12,6 +12,7 @@ import pytest
 from cortex_dask.job import Job
 from tests.clusters.backend import Backend, kill
 from tests.clusters.jobs import ClusterJob
+from tests.faults.checks import committed_only
 from tests.faults.jobs import ROOT, lives, until
 
 NewJob = Callable[..., ClusterJob]
@@ -123,9 +124,7 @@ def test_time_out(backend: Backend, new_job: NewJob) -> None:
 
     assert command.wait(backend.seconds) == 124, job.said()
     assert job.status()["status"] == "timed out"
-    job.mark("open")
-    assert job.resume().wait(backend.seconds) == 0, job.said()
-    job.check()
+    committed_only(job)
 
 
 def test_detach_and_come_back(backend: Backend, new_job: NewJob) -> None:
