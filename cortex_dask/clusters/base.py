@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cortex_dask.errors import SpecError
@@ -101,6 +101,18 @@ class Cluster(ABC):
     @abstractmethod
     def submit(self, task: SplitTask, done: Done) -> None:
         """Send a split; ``done`` is called once, from any thread, with its outcome or with :class:`WorkerLost`."""
+
+    def submit_many(self, tasks: Sequence[tuple[SplitTask, Done]]) -> None:
+        """Send splits, each as :meth:`submit` would; a backend may do so with fewer messages."""
+        for task, done in tasks:
+            self.submit(task, done)
+
+    def submit_again(self, task: SplitTask, done: Done) -> None:
+        """Send a split that runs already, to another worker if that can be had; by default as :meth:`submit`."""
+        self.submit(task, done)
+
+    def abandon(self, split: int) -> None:  # noqa: B027 - it is a courtesy
+        """End the attempts at a split, which is in the ledger, if that is cheap; returns at once. By default not."""
 
     @abstractmethod
     def complete(self) -> Outcome:

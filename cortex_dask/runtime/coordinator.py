@@ -13,8 +13,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from cortex_dask.clusters import make_cluster
@@ -33,6 +34,7 @@ from cortex_dask.runtime.schema_election import SchemaElection
 from cortex_dask.runtime.source import SplitSource
 from cortex_dask.runtime.status import Document, Pulse, StatusBoard, running_elsewhere
 from cortex_dask.runtime.tally import Tally
+from cortex_dask.runtime.window import Attempt, Window
 
 __all__ = ["Coordinator", "retry_failed", "run_job"]
 
@@ -46,6 +48,8 @@ SUSPICIOUS = 3
 #: How often a split is sent again because a store failed (each time after the store's own retries).
 STORAGE_BUDGET = 5
 _STORAGE_DELAY = 1.0  # seconds before the first of those, doubled each time
+_STORAGE_TROUBLE = 60.0  # seconds after such a failure in which slow splits are not taken for stragglers
+_BACKUP_CHECK = 1.0  # seconds between two looks for stragglers
 _STOP_CHECK = 1.0  # seconds between two looks for a request to stop
 _STOP_GRACE = 6.0  # seconds that running splits get to answer "stopped"
 _PUBLISHERS = 16  # server-side copies at a time on an object store
@@ -145,15 +149,17 @@ class Coordinator:
         self._output = OutputDirectory(self._settings.output, self._settings.job_id) if self._settings.output else None
         self._delivery = make_delivery(job, self._settings)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._inflight: dict[int, Split] = {}
-        self._tries: dict[int, int] = {}  # how often a split has been sent; only of those sent more than once
+        self._window = Window()
+        self._backups: list[Split] = []  # that should have a second attempt, and wait for a slot
         self._lost: dict[int, int] = {}
         self._suspects: list[Split] = []
         self._alone = -1  # the last suspect that was sent
         self._storage_faults: dict[int, int] = {}
+        self._storage_failed_at = -_STORAGE_TROUBLE
         self._retries: dict[int, Split] = {}
         self._counted = 0  # splits whose records have been added up
         self._next_stop_check = 0.0
+        self._next_backup_check = 0.0
 
     # the story ------------------------------------------------------------------------------------------------------
 
@@ -326,13 +332,16 @@ class Coordinator:
         """Keep the window full until every split is in the ledger."""
         try:
             while self._counted < self._total_splits:
-                self._cluster.want(self._total_splits - self._counted)
+                # A straggler needs a second slot, also where there are no more slots than splits that are left.
+                left = max(self._total_splits - self._counted, len(self._window))
+                self._cluster.want(left + len(self._backups))
                 self._fill_window()
-                if not self._inflight:
+                if not self._window:
                     self._committer.hurry()
                 self._check_limits()
                 self._wait()
             self._check_failures()  # the last splits may have ended all at once
+            self._await_losers()
         except BaseException as error:
             self._halt(error)
             raise
@@ -367,24 +376,51 @@ class Coordinator:
         slots = max(self._cluster.slots(), 1)  # one waits where there is none, so that others see that there is work
         if not self._cluster.is_ready():
             return
-        if self._suspects or self._alone in self._inflight:
-            if not self._inflight:
+        if self._suspects or self._alone in self._window:
+            if not self._window:
                 self._alone = self._suspects[0].number
-                self._send(self._suspects.pop(0))
+                self._send([self._suspects.pop(0)])
             return
         window = slots + self._cluster.ahead()
-        while len(self._inflight) < min(window, self._election.window(window)):
-            split = self._source.next(in_order=self._election.is_open)
-            if split is None:
-                break
-            self._send(split)
+        room = min(window, self._election.window(window)) - len(self._window)
+        splits: list[Split] = []
+        while len(splits) < room and (split := self._source.next(in_order=self._election.is_open)) is not None:
+            splits.append(split)
+        self._send(splits)
+        self._window.advance(slots, time.monotonic())
+        if len(splits) < room:
+            self._send_backups(max(slots - len(self._window), 0))
 
-    def _send(self, split: Split) -> None:
-        tries = self._tries.get(split.number, 0) + 1
-        self._tries[split.number] = tries
-        self._inflight[split.number] = split
-        task = SplitTask(self._job.url, split, tries, self._election.schema, self._tally.rows_limit)
-        self._cluster.submit(task, lambda ended: self._inbox.put(lambda: self._ended(split, ended)))
+    def _send(self, splits: Sequence[Split], *, again: bool = False) -> None:
+        """Send splits; ``again``: each of them runs already, and is to run elsewhere as well."""
+        sent = []
+        for split in splits:
+            attempt = self._window.open(split)
+            task = SplitTask(self._job.url, split, attempt.number, self._election.schema, self._tally.rows_limit)
+            sent.append((task, partial(self._report_end, attempt)))
+        if again:
+            for task, done in sent:
+                self._cluster.submit_again(task, done)
+        elif sent:
+            self._cluster.submit_many(sent)
+
+    def _report_end(self, attempt: Attempt, ended: Outcome | Exception) -> None:
+        self._inbox.put(lambda: self._ended(attempt, ended))
+
+    def _send_backups(self, free: int) -> None:
+        """Start splits a second time that run far longer than their siblings, now that slots have nothing to do."""
+        now = time.monotonic()
+        if now < self._next_backup_check:
+            return
+        self._next_backup_check = now + _BACKUP_CHECK
+        # What a store holds up runs no faster elsewhere, and what takes workers down must not take two.
+        calm = now - self._storage_failed_at > _STORAGE_TROUBLE and self._settings.workers > 1
+        late = self._window.stragglers(now, done=self._counted, total=self._total_splits) if calm else ()
+        self._backups = [split for split in late if split.number not in self._lost]
+        for split in self._backups[:free]:
+            _log.info("split %d takes far longer than others: it is started a second time", split.number)
+        self._send(self._backups[:free], again=True)
+        del self._backups[:free]
 
     # what comes in --------------------------------------------------------------------------------------------------
 
@@ -409,6 +445,8 @@ class Coordinator:
 
     def _on_event(self, event: dict[str, Any]) -> None:
         """Take an event of a running split, in whatever thread it arrives."""
+        if event["type"] == "progress" and event["split"] in self._ledger:
+            return  # of an attempt that came too late: its batches are counted
         self._board.event(event)
         if event["type"] == "schema":
             self._inbox.put(lambda: self._proposed(event["split"], event["schema"]))
@@ -425,14 +463,21 @@ class Coordinator:
         if winner is not None:
             self._election.settle(self._job.settle_schema(winner))
 
-    def _ended(self, split: Split, ended: Outcome | Exception) -> None:
+    def _ended(self, attempt: Attempt, ended: Outcome | Exception) -> None:
         """Decide what becomes of a split whose attempt has ended."""
-        self._inflight.pop(split.number, None)
-        self._board.split_ended(split.number)
+        split = attempt.split
+        settled = self._window.is_settled(split.number)
+        done = isinstance(ended, Outcome) and ended.kind == "done"
+        decided = not self._window.close(attempt, time.monotonic(), done=done)
+        self._board.attempt_ended(split.number, attempt.number)
+        if settled and not done:
+            return  # it has lost, and it does not matter how it has ended
         if isinstance(ended, Exception):
-            self._worker_lost(split, ended)
+            self._worker_lost(split, ended, decided=decided)
         elif ended.kind == "done" and ended.record is not None:
-            self._commit(ended.record)
+            self._commit(ended.record)  # also of one that has lost: what it staged is removed by the committer
+        elif decided and ended.kind in ("needs schema", "storage", "stopped"):
+            self._next_stop_check = 0.0  # another attempt at it is in flight
         elif ended.kind == "needs schema":
             self._election.propose(split.number, ended.schema)
             self._source.put_back(split)
@@ -446,7 +491,7 @@ class Coordinator:
         self._elect()
 
     def _commit(self, record: SplitRecord) -> None:
-        self._tries.pop(record.split, None)
+        self._window.settle(record.split)
         self._election.finished(record.split)
         self._committer.commit(record)
 
@@ -454,13 +499,25 @@ class Coordinator:
         """Count a record that has got into the ledger."""
         self._tally.add(record)
         self._counted += 1
+        if self._window.settle(record.split):  # another attempt at it is in vain, whosever this one was
+            self._board.split_done(record.split)
+            self._cluster.abandon(record.split)
 
-    def _worker_lost(self, split: Split, error: Exception) -> None:
+    def _await_losers(self) -> None:
+        """Wait until the attempts have ended that came too late, so that no handler works when the job is sealed."""
+        deadline = time.monotonic() + _STOP_GRACE
+        while self._window and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                self._inbox.get(timeout=0.1)()
+
+    def _worker_lost(self, split: Split, error: Exception, *, decided: bool) -> None:
         from cortex_dask.clusters.base import WorkerLost
 
         if not isinstance(error, WorkerLost):
             raise _Ended("worker error", f"split {split.number} could not be run: {type(error).__name__}: {error}")
         lost = self._lost[split.number] = self._lost.get(split.number, 0) + error.workers
+        if decided:
+            return  # another attempt at it is in flight
         if lost < SUSPICIOUS:
             self._source.put_back(split)
         elif lost < WORKER_LOST_BUDGET:
@@ -472,6 +529,7 @@ class Coordinator:
             self._commit(abandon_split(self._job, self._settings, self._header, split, message, attempts=lost))
 
     def _storage_failed(self, split: Split, message: str) -> None:
+        self._storage_failed_at = time.monotonic()
         faults = self._storage_faults[split.number] = self._storage_faults.get(split.number, 0) + 1
         if faults >= STORAGE_BUDGET:
             raise _Ended(
@@ -525,10 +583,10 @@ class Coordinator:
         """End the running splits, and keep what they had finished."""
         if isinstance(error, _Overtaken):
             return  # a request to stop would hit the other coordinator's
-        if self._inflight:
+        if self._window:
             self._tell_to_stop(error)
         deadline = time.monotonic() + _STOP_GRACE
-        while self._inflight and time.monotonic() < deadline:
+        while self._window and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty, _Ended, CortexDaskError):
                 self._inbox.get(timeout=0.1)()
 

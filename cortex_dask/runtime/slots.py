@@ -28,7 +28,7 @@ from cortex_dask.runtime.log_chunks import LogChunks
 if TYPE_CHECKING:
     from cortex_dask.runtime.interpreters import Interpreter
 
-__all__ = ["JobSlots", "NoProcessError", "Slot", "close_job", "lease", "prestart", "stop_job"]
+__all__ = ["JobSlots", "NoProcessError", "Slot", "abandon_split", "close_job", "lease", "prestart", "stop_job"]
 
 _STOP_POLL = 1.0  # seconds between two looks at control/stop.json
 _STOP_GRACE = 1.5  # seconds between SIGTERM and SIGKILL: everything has to end within five
@@ -68,6 +68,14 @@ def stop_job(job_url: str, reason: str) -> None:
         job = _jobs.get(_key(job_url))
     if job is not None:
         job.stop(reason)
+
+
+def abandon_split(job_url: str, split: int) -> None:
+    """End every attempt at a split here, as the ledger has a record of it; they end as ``stopped``. Returns at once."""
+    with _lock:
+        job = _jobs.get(_key(job_url))
+    if job is not None:
+        job.abandoned.add(split)  # whoever supervises an attempt at it looks there
 
 
 def close_job(job_url: str) -> None:
@@ -281,6 +289,7 @@ class JobSlots:
         self.schema: str | None = None
         self.has_completion: bool | None = None
         self.stopped: str | None = None
+        self.abandoned: set[int] = set()  # splits that another attempt has brought into the ledger meanwhile
         self.closed = False
         self._directory: JobDirectory | None = None
         self._settings: JobSettings | None = None

@@ -41,8 +41,10 @@ class SplitSource:
 
     def next(self, *, in_order: bool) -> Split | None:
         """Return the split to send now; None when there is none (at the moment)."""
-        if self._again and self._again[0][0] <= time.monotonic():
-            return heapq.heappop(self._again)[2]
+        while self._again and self._again[0][0] <= time.monotonic():
+            split = heapq.heappop(self._again)[2]
+            if not self._is_done(split.number):  # another coordinator's attempt may have ended meanwhile
+                return split
         while True:
             self._fill()
             queue = self._queue(in_order)

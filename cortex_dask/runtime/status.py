@@ -50,7 +50,7 @@ class StatusBoard:
         self.tally: Tally | None = None
         self.splits_total = 0
         self.undelivered = 0  # dead letters that could not be delivered where the submission says
-        self._inflight: dict[int, dict[str, int]] = {}
+        self._inflight: dict[int, dict[int, dict[str, int]]] = {}  # by split and attempt
         self._workers = Workers(settings.workers)
         self._run_began = time.monotonic()
         self._batches_before = 0
@@ -71,7 +71,7 @@ class StatusBoard:
         """Take in a report of a worker."""
         with self._lock:
             if event["type"] == "progress":
-                self._inflight[event["split"]] = {
+                self._inflight.setdefault(event["split"], {})[event.get("attempt", 1)] = {
                     "batches": event.get("batches", 0),
                     "rows": event.get("rows", 0),
                     "failed_attempts": event.get("failed_attempts", 0),
@@ -79,8 +79,16 @@ class StatusBoard:
             elif event["type"] == "slot":
                 self._workers.report(event["slot"], event["state"])
 
-    def split_ended(self, split: int) -> None:
+    def attempt_ended(self, split: int, attempt: int) -> None:
         """Forget the progress of an attempt that has ended."""
+        with self._lock:
+            attempts = self._inflight.get(split, {})
+            attempts.pop(attempt, None)
+            if not attempts:
+                self._inflight.pop(split, None)
+
+    def split_done(self, split: int) -> None:
+        """Forget the progress of all attempts at a split that is in the ledger."""
         with self._lock:
             self._inflight.pop(split, None)
 
@@ -115,7 +123,8 @@ class StatusBoard:
     def _document(self) -> Document:
         settings, tally = self._settings, self.tally
         final = self.status in FINAL_STATUSES
-        live = list(self._inflight.values())
+        # Of two attempts at a split only one will count.
+        live = [max(attempts.values(), key=lambda item: item["batches"]) for attempts in self._inflight.values()]
         done = (tally.batches if tally else 0) + sum(item["batches"] for item in live)
         failed = tally.failed_batches if tally else 0
         succeeded = tally.succeeded_batches if tally else 0

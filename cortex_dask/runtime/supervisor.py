@@ -124,7 +124,7 @@ class _Supervision:
         """Run the split until it is done, or cannot be."""
         try:
             while True:
-                if self._job.stopped is not None or self._job.closed:
+                if self._job.stopped is not None or self._job.closed or self.is_abandoned:
                     return self._stopped()
                 attempt_id = uuid.uuid4().hex
                 if self._slot.current is None:
@@ -242,8 +242,13 @@ class _Supervision:
         exposition.feed(self._settings, record.extra.get("metrics", ()))
         return Outcome("done", self._split.number, record)
 
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether another attempt at the split has been committed."""
+        return self._split.number in self._job.abandoned
+
     def stopped(self) -> Outcome:
-        """Return the outcome of a split whose job was stopped."""
+        """Return the outcome of a split whose job was stopped, or which is not needed any more."""
         return self._stopped()
 
     def name(self, index: int) -> str:
@@ -251,7 +256,8 @@ class _Supervision:
         return batch_id(self._settings.job_id, self._split.origin, index)
 
     def _stopped(self) -> Outcome:
-        return Outcome("stopped", self._split.number, message=self._job.stopped or "the job was closed")
+        reason = "another attempt was faster" if self.is_abandoned else "the job was closed"
+        return Outcome("stopped", self._split.number, message=self._job.stopped or reason)
 
     def ran(self, exhausted: int) -> None:
         """Take in in how many batches the process has run out of memory; with too many of them it is replaced."""
@@ -465,6 +471,9 @@ class _Watch:
         if self._job.stopped is not None or self._job.closed:
             self._process.terminate(_STOP_SECONDS)
             return self._supervision.stopped()
+        if self._supervision.is_abandoned:
+            # Killed and waited for: the slot's next split must not get to a process that is about to end.
+            return self._kill("crash", "another attempt at the split was faster")
         death = self._check_memory()
         if death is not None or snapshot is None:
             return death
@@ -521,7 +530,7 @@ class _Watch:
         self, reason: tuple[Cause, str] | None, seen: Snapshot | None = None, trace: str | None = None
     ) -> Outcome | _Death:
         """Say how the process ended: killed by us for a reason, or by itself."""
-        if self._job.stopped is not None or self._job.closed:
+        if self._job.stopped is not None or self._job.closed or self._supervision.is_abandoned:
             return self._supervision.stopped()
         if reason is not None:
             # The batch that was seen over its limit is the one to blame. The signal that asked where it hangs may
