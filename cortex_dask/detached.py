@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cortex_dask.errors import CortexDaskError, SpecError
+from cortex_dask.errors import CortexDaskError
 
 if TYPE_CHECKING:
     from cortex_dask.clusters.base import Cluster
@@ -68,13 +68,9 @@ def start(
 
     Raises
     ------
-    SpecError
-        If the cluster is the calling thread.
     CortexDaskError
         If no process can be started.
     """
-    if cluster == "inline":
-        raise SpecError("cluster: inline is the calling thread; a job that runs on its own needs local or an address")
     try:
         process = subprocess.Popen(
             [python or sys.executable, "-c", _BOOTSTRAP, _ROOT, job_url, cluster, "retry" if retry else "run"],

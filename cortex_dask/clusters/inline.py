@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cortex_dask.clusters.base import Cluster, Done, Report
+from cortex_dask.errors import SpecError
 from cortex_dask.io.records import Outcome, SplitTask
 from cortex_dask.io.settings import JobSettings
 
@@ -35,6 +36,10 @@ class Inline(Cluster):
         from cortex_dask.runtime import inline
 
         done(inline.run_split(task, self._report))
+
+    def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
+        """Refuse: the calling thread ends with the caller."""
+        raise SpecError("cluster: inline is the calling thread; a job that runs on its own needs another, e.g. local")
 
     def complete(self) -> Outcome:
         """Run ``on_job_complete`` on the job's only handler."""
