@@ -37,6 +37,7 @@ Name = Callable[[], str]  # makes a batch's id, for those who want it
 Notify = Callable[[dict[str, Any]], None]
 
 _NOT_MADE = object()
+_NEW = BatchHistory()  # of a batch that nothing has happened to
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -159,7 +160,7 @@ class Attempts:
         """
         index = work.batch.index
         known = self._history.get(index) if self._history else None
-        before = known or BatchHistory()
+        before = known or _NEW
         if before.verdict is not None:
             return before.verdict
         name = partial(batch_id, self._settings.job_id, self._origin, index)
@@ -189,7 +190,7 @@ class Attempts:
         handler = self._handler
         if isinstance(error, OutOfMemoryError) and handler.patience and handler.exhausted >= handler.patience:
             raise ProcessSpent(
-                f"{handler.exhausted} batches have run out of memory in this process, the last with a single row"
+                f"{handler.exhausted} batches have run out of memory in it, the last with a single row"
             ) from None
 
     def _failed(self, index: int, error: BaseException, attempts: int) -> Verdict | None:
@@ -222,7 +223,9 @@ class Attempts:
         """Handle all rows of a batch: at once, or in pieces where that has taken too much memory before."""
         rows = work.batch.rows
         limit = min(self._handler.rows_limit or rows, known_limit or rows, rows)
-        todo = [(start, min(start + limit, rows)) for start in range(0, rows, max(limit, 1))][::-1] or [(0, 0)]
+        todo = [(0, rows)]
+        if limit < rows:
+            todo = [(start, min(start + limit, rows)) for start in range(0, rows, max(limit, 1))][::-1]
         exhausted = False
         largest = 0  # of the pieces that worked
         tables: list[Rows] = []

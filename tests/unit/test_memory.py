@@ -75,13 +75,9 @@ def test_other_errors_are_none(error: Exception) -> None:
 
 
 def test_what_was_handled_meanwhile_is_no_cause() -> None:
-    try:
-        try:
-            raise MemoryError
-        except MemoryError:
-            raise ValueError("something else went wrong")  # noqa: B904 - that is the point
-    except ValueError as error:
-        assert not is_out_of_memory(error)
+    error = ValueError("something else went wrong")
+    error.__context__ = MemoryError()
+    assert not is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
