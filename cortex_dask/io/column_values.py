@@ -7,8 +7,10 @@ nanoseconds, and numbers of booleans. Here every value keeps what it is, or the 
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -64,7 +66,7 @@ def from_values(name: str, values: list[Any], *, nan_is_null: bool = False) -> p
     kinds = set(map(type, values))
     if len(kinds) == 1 and (plain := _PLAIN.get(kind := next(iter(kinds)))) and not (nan_is_null and kind is float):
         try:
-            return pa.array(values, plain)
+            return _plain_array(values, plain)
         except (pa.ArrowException, OverflowError, ValueError):
             pass  # an integer over 64 bits, a lone surrogate: what follows says what is wrong
     groups = {_group(kind) for kind in kinds}
@@ -153,6 +155,25 @@ def as_numpy(value: Any) -> np.ndarray[Any, Any] | None:
     if callable(getattr(value, "numpy", None)):
         return np.asarray(value.numpy())
     return None
+
+
+def _plain_array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Return values of one Python type as an array, without pa.array: that would make pyarrow import pandas."""
+    count = len(values)
+    if kind == pa.bool_():
+        bits = np.packbits(np.array(values, dtype=bool), bitorder="little")
+        return pa.Array.from_buffers(kind, count, [None, pa.py_buffer(bits)])
+    if kind == pa.string():
+        if "pandas" in sys.modules:  # then nothing is to be saved, and Arrow is faster from some hundred values on
+            return pa.array(values, kind)
+        texts = [value.encode() for value in values]
+        ends = np.fromiter(accumulate(map(len, texts), initial=0), np.int64, count + 1)
+        if ends[-1] >= 2**31:
+            return pa.array(values, kind)
+        buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(b"".join(texts))]
+        return pa.Array.from_buffers(kind, count, buffers)
+    numbers = np.array(values, dtype=np.int64 if kind == pa.int64() else np.float64)
+    return pa.Array.from_buffers(kind, count, [None, pa.py_buffer(numbers)])
 
 
 def _group(kind: type) -> str:

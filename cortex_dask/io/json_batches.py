@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple, overload
 
@@ -19,7 +20,7 @@ class Stretch(NamedTuple):
     unit: Any
     starts: Sequence[int]
     stops: Sequence[int]
-    again: Callable[[], list[Any]] | None = None  # reads the same values once more
+    lines: list[bytes] | None = None  # what the values, and no others, are parsed from
 
     def part(self, start: int, stop: int) -> Stretch:
         """Return some of the values."""
@@ -81,10 +82,18 @@ class Batcher:
 
     Samples are counted by their lines before anybody parses them. So a malformed line keeps its place in its batch,
     which is shorter then, or even empty; the other batches stay as they were planned.
+
+    Parameters
+    ----------
+    size : int
+        Values of a batch.
+    parse : callable
+        Makes values of lines once more.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, parse: Callable[[list[bytes]], list[Any]]) -> None:
+        self.size = size
+        self._parse = parse
         self._index = 0
         self._left_out = 0  # malformed lines among those of the batch
         self._values: list[Any] = []
@@ -93,12 +102,12 @@ class Batcher:
     @property
     def room(self) -> int:
         """How many values the batch lacks that is being made."""
-        return self._size - len(self._values) - self._left_out
+        return self.size - len(self._values) - self._left_out
 
     def add(self, stretch: Stretch) -> Iterator[Batch]:
         """Take the stretch in, and yield the batches that are full."""
-        values, path, unit, starts, stops, again = stretch
-        at, size = 0, self._size
+        values, path, unit, starts, stops, lines = stretch
+        at, size = 0, self.size
         if self._values or self._left_out:
             at = min(self.room, len(values))
             self._hold(stretch, 0, at)
@@ -107,10 +116,8 @@ class Batcher:
         while len(values) - at >= size:
             stop = at + size
             position = (Position(path, unit, starts[at], stops[stop - 1]),)
-            if len(values) == size:
-                yield Batch(self._index, values, size, position, again)
-            else:
-                yield Batch(self._index, values[at:stop], size, position)
+            again = None if lines is None else partial(self._parse, lines[at:stop])
+            yield Batch(self._index, values[at:stop], size, position, again)
             self._index += 1
             at = stop
         self._hold(stretch, at, len(values))

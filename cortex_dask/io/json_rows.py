@@ -7,11 +7,10 @@ schema says is left to the long way, which converts it or says what is wrong.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -21,11 +20,10 @@ __all__ = ["EncodedRows", "row_encoder"]
 _TYPES = {pa.int64(): int, pa.float64(): float, pa.string(): str, pa.large_string(): str, pa.bool_(): bool}
 _DICTS = {dict}
 #: Integers of more than 53 bits take the long way, since orjson takes some that no int64 holds.
-_dumps = partial(orjson.dumps, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_STRICT_INTEGER)
+_OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_STRICT_INTEGER
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedRows:
+class EncodedRows(NamedTuple):
     """Rows as JSON lines."""
 
     text: bytes
@@ -49,11 +47,12 @@ def row_encoder(schema: pa.Schema) -> Callable[[Any], EncodedRows | None] | None
     EncodedRows(text=b'{"id":1,"name":"a"}\n{"id":2,"name":null}\n', num_rows=2)
     >>> encode([{"id": "1", "name": "a"}])
     """
-    names = list(schema.names)
+    names = list(map(sys.intern, schema.names))  # names in a handler's source are: then equal ones are identical
     types = [_TYPES.get(kind) for kind in schema.types]
     if not names or None in types or len(set(names)) < len(names):
         return None
     allowed = [{kind, type(None)} if field.nullable else {kind} for kind, field in zip(types, schema, strict=True)]
+    dumps = orjson.dumps
     known: dict[int, tuple[list[str], list[Any]]] = {}  # of batches with so many rows; few sizes occur
 
     def encode(result: Any) -> EncodedRows | None:
@@ -72,7 +71,7 @@ def row_encoder(schema: pa.Schema) -> Callable[[Any], EncodedRows | None] | None
             if not all(kinds.issuperset(map(type, column)) for kinds, column in zip(allowed, columns, strict=True)):
                 return None
         try:
-            return EncodedRows(b"".join([_dumps(row) for row in result]), rows)
+            return EncodedRows(b"".join([dumps(row, None, _OPTIONS) for row in result]), rows)
         except (orjson.JSONEncodeError, RecursionError):
             return None  # half of a surrogate pair, a long integer, a name that only equals one
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -28,6 +27,7 @@ __all__ = ["parse_line", "read_json"]
 
 _SHOWN = 64 << 10  # bytes of a malformed line that are kept
 _DICTS = {dict}
+_TOGETHER = 256  # values of small batches that are parsed at once
 
 #: Makes every digit "0" and all else but the minus sign a space: then a search finds long runs of digits quickly.
 _DIGITS = bytes(48 if 48 <= byte <= 57 else 45 if byte == 45 else 32 for byte in range(256))
@@ -38,7 +38,7 @@ def read_json(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> I
     """Yield the batches of a split, and malformed lines; see :func:`cortex_dask.io.reading.read_split`."""
     any_value = header.extra.get("json") == "any"
     project = _projection(header)
-    batcher = Batcher(header.batch_size)
+    batcher = Batcher(header.batch_size, _parse_lines)
     wanted = None if split.only is None else set(split.only)
     last = max(wanted, default=-1) if wanted is not None else None
     source = _Source(split.pieces, any_value=any_value)
@@ -117,8 +117,8 @@ def _counted(found: Iterator[Stretch | BadLine], piece: Piece, rows: int) -> Ite
 class _Lines:
     """Parses the blocks of one piece.
 
-    As many lines at a time as the next batch lacks: the values of a small batch are handled, written and forgotten
-    while they are in the processor's cache, and before the garbage collector has looked at them.
+    As many lines at a time as the next batch lacks, or the next small ones: their values are handled, written and
+    forgotten while they are in the processor's cache, and before the garbage collector has looked at them often.
     """
 
     def __init__(self, piece: Piece, batcher: Batcher, *, any_value: bool) -> None:
@@ -150,8 +150,9 @@ class _Lines:
             self._began = block.offset
         long_integers = _may_hold_long_integers(block.data)
         at, offset, count, batcher = 0, block.offset, len(lines), self._batcher
+        together = max(_TOGETHER // batcher.size - 1, 0) * batcher.size
         while at < count:
-            some = lines[at : at + batcher.room]
+            some = lines[at : at + batcher.room + together]
             at += len(some)
             # the last line of a file may lack its newline
             stop = offset + sum(map(len, some)) + len(some) - (at == count and not whole)
@@ -215,7 +216,7 @@ class _Lines:
         else:
             starts, stops = LineEdges(lines, first, last, 0), LineEdges(lines, first, last, 1)
         if indexes is None:
-            return Stretch(values, self._piece.path, unit, starts, stops, partial(_parse_lines, lines))
+            return Stretch(values, self._piece.path, unit, starts, stops, lines)
         if len(indexes) < len(lines):
             starts, stops = [starts[index] for index in indexes], [stops[index] for index in indexes]
         return Stretch(values, self._piece.path, unit, starts, stops)
@@ -315,7 +316,7 @@ def _projection(header: PlanHeader) -> Callable[[Stretch, Piece], Stretch] | Non
                 stretch = stretch._replace(starts=starts, stops=stops)
         if columns is not None:
             values = [{name: value[name] for name in columns if name in value} for value in values]
-        return stretch._replace(values=values, again=None)
+        return stretch._replace(values=values, lines=None)
 
     return project
 

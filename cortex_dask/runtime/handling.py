@@ -76,9 +76,7 @@ class LoadedHandler:
     def handle(self, payload: Any, batch_id: Callable[[], str]) -> Any:
         """Call ``handle_batch`` with the arguments that it declares."""
         declared = self.signature.handle_batch
-        arguments: dict[str, Any] = {}
-        if "payload" in declared:
-            arguments["payload"] = payload
+        arguments = {"payload": payload} if "payload" in declared else {}
         if "batch_id" in declared:
             arguments["batch_id"] = batch_id()
         started = time.perf_counter_ns()

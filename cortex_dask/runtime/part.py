@@ -276,6 +276,8 @@ def fitting(schema: pa.Schema) -> Fit:
     """Return what brings rows to a settled schema."""
 
     def fit(tables: list[Rows]) -> list[Rows]:
+        if len(tables) == 1 and isinstance(tables[0], EncodedRows):
+            return tables
         return [
             table if isinstance(table, EncodedRows) else conform(table, schema)
             for table in tables

@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from cortex_dask.errors import StorageError
 from cortex_dask.io.job_directory import decode_schema
-from cortex_dask.io.json_rows import row_encoder
+from cortex_dask.io.json_rows import EncodedRows, row_encoder
 from cortex_dask.io.reading import Ahead, BadLine, Batch, UnreadableInput, read_split
 from cortex_dask.io.records import Cause, SplitTask
 from cortex_dask.io.settings import JobSettings
-from cortex_dask.io.splits import BatchFormat, PlanHeader, Split
+from cortex_dask.io.splits import PlanHeader, Split
 from cortex_dask.io.store import Store
 from cortex_dask.runtime import logs
-from cortex_dask.runtime.batch import Attempts, Fit, Work
+from cortex_dask.runtime.batch import Attempts, Fit, Rows, Work
 from cortex_dask.runtime.channel import Aborted, Channel
 from cortex_dask.runtime.failures import FailureFile, Verdict, one_line
 from cortex_dask.runtime.handling import LoadedHandler
@@ -141,6 +141,7 @@ class _Run:
         self._overlap = attempt.overlap and not attempt.history.careful
         self._notify = notify
         settings = job.settings
+        self._format = settings.batch_format
         job_id, number = settings.job_id, self._split.number
         self._attempts = Attempts(
             job.handler, settings, self._split.origin, attempt.history, job.cell, notify, attempt.guard
@@ -261,13 +262,23 @@ class _Run:
         assert self._part is not None
         for work, tables in held:
             try:
-                fitted = self._fit(tables)
+                fitted = self._fit(self._shortened(tables))
             except ValueError as error:
                 logs.logger.warning("a batch does not fit the output's schema, trying it again: %s", error)
                 self._notify({"type": "misfit", "batch": work.batch.index})
                 self._handle(work, used=1)
             else:
                 self._part.write(fitted)
+
+    def _shortened(self, tables: list[Rows]) -> list[Rows]:
+        """Return rows that were held back as their shortcut would have made them.
+
+        Arrow's own way to JSON makes pyarrow import pandas, which a process that has only such rows can do without.
+        """
+        shortcut = self._attempts.shortcut
+        if shortcut is None:
+            return tables
+        return [table if isinstance(table, EncodedRows) else shortcut(table.to_pylist()) or table for table in tables]
 
     # reading ----------------------------------------------------------------------------------------------------------
 
@@ -314,7 +325,6 @@ class _Run:
         wanted = iter(split.only) if split.only is not None else itertools.count()
         expected = next(wanted, None)
         stop = self._history.unreadable
-        batch_format = self._job.settings.batch_format
         items = iter(read_split(split, self._job.header, ahead) if ahead else read_split(split, self._job.header))
         while expected is not None:
             if stop is not None and expected >= stop[0]:
@@ -337,15 +347,12 @@ class _Run:
                 return
             if isinstance(item, Batch):
                 expected = next(wanted, None)
-                yield self._work(item, batch_format)
+                work = Work(item, self._format)
+                if not self._overlap:
+                    cell.end_read()
+                yield work
             else:
                 yield item
-
-    def _work(self, batch: Batch, batch_format: BatchFormat) -> Work:
-        work = Work(batch, batch_format)
-        if not self._overlap:
-            self._job.cell.end_read()
-        return work
 
     def _give_up(self, unread: _Unread) -> None:
         """Make dead letters of the batches that cannot be read."""

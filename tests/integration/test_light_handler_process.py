@@ -34,7 +34,7 @@ class Handler:
         ("pandas", (*NEVER, "polars")),
         ("numpy", (*NEVER, "polars", "pandas")),
         ("pyarrow", (*NEVER, "polars", "pandas")),
-        ("records", (*NEVER, "polars")),  # pyarrow itself imports pandas when it makes an array of Python values
+        ("records", (*NEVER, "polars", "pandas")),
     ],
 )
 def test_handler_process_imports_only_what_its_format_needs(

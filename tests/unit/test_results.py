@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import sys
 import uuid
 from decimal import Decimal
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cortex_dask.io.column_values import from_values
 from cortex_dask.io.results import ResultError, to_table
 from cortex_dask.io.schemas import conform, settle
 
@@ -401,3 +403,25 @@ def test_values_come_back_equal_or_are_refused(values, form):
     assert found == values
     for old, new in zip(values, found, strict=True):
         assert type(old) is type(new) or {type(old), type(new)} <= {int, float}
+
+
+PLAIN = {
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.float64(): st.floats(),
+    pa.string(): st.text(max_size=5),
+    pa.bool_(): st.booleans(),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("with_pandas", [True, False])
+@settings(deadline=None)
+@given(data=st.data())
+def test_plain_values_are_what_arrow_makes_of_them(kind: pa.DataType, with_pandas: bool, data: st.DataObject) -> None:
+    values = data.draw(st.lists(PLAIN[kind], min_size=1, max_size=20))
+    with pytest.MonkeyPatch.context() as patch:
+        if not with_pandas:
+            patch.delitem(sys.modules, "pandas")
+        array = from_values("n", values)
+    array.validate(full=True)
+    assert repr((array.type, array.to_pylist())) == repr((kind, values))
