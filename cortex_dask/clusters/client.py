@@ -8,10 +8,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from cortex_dask.clusters.base import Cluster, Done, Report, WorkerLost
+from cortex_dask.clusters.mailbox import Mailbox, letter
 from cortex_dask.clusters.scaling import Scaling
 from cortex_dask.errors import ClusterError, SpecError
 from cortex_dask.io.records import Outcome, SplitTask
@@ -28,6 +32,8 @@ _CLOSE_SECONDS = 20.0  # a worker that does not answer for longer is not waited 
 _START_SECONDS = 600.0  # for a cluster to come up, and for a first worker to come back
 _RECONNECT_SECONDS = 120.0  # for a scheduler to come back
 _RECONNECT_PAUSE = 2.0
+_TASKS_AT_ONCE = 100  # and of so many pieces of files together, for a message of some megabytes at most
+_PIECES_AT_ONCE = 10_000
 
 
 class DaskCluster(Cluster):
@@ -59,6 +65,7 @@ class DaskCluster(Cluster):
         self._nobody_since: float | None = None
         self._scaling: Scaling | None = None
         self._report: Report = lambda event: None
+        self._mailbox = Mailbox(self._token)
         self._connecting: Connecting | None = None
         self._recovering: threading.Thread | None = None
         self._lost: ClusterError | None = None
@@ -146,7 +153,7 @@ class DaskCluster(Cluster):
         self._client = client
         self._slots_seen = -_SLOTS_REFRESH
         self.check(client)
-        client.subscribe_topic(_topic(self._job_url), lambda event: self._report(event[1]))
+        client.subscribe_topic(_topic(self._job_url), lambda event: self._hear(event[1]))
 
     def check(self, client: Client) -> None:
         """Compare versions before anything is sent; those of workers that come later are compared by their splits.
@@ -277,37 +284,81 @@ class DaskCluster(Cluster):
         """Return where a task should run, and what it needs there."""
         wanted: dict[str, Any] = {}
         if self.settings.compute.gpu and self.has_resources:
-            wanted["resources"] = {"GPU": self.settings.compute.gpu}
+            # A trifle less: Dask adds and subtracts shares, and n parts of 1/n have to fit in spite of rounding.
+            wanted["resources"] = {"GPU": self.settings.compute.gpu * (1 - 1e-9)}
         if self._limit > 1 or len(self._threads) < 2:
             return wanted
         if self._home not in self._threads:  # a job with one worker stays in one place, so on one handler
             self._home = min(self._threads)
         return {**wanted, "workers": [self._home], "allow_other_workers": True}  # others, should it vanish
 
+    def _hear(self, event: dict[str, Any]) -> None:
+        if not self._mailbox.put(event):
+            self._report(event)
+
     def submit(self, task: SplitTask, done: Done) -> None:
         """Send a split as one Dask task; its future is dropped as soon as it is done."""
+        self._submit([(task, done)], self._place())
+
+    def submit_many(self, tasks: Sequence[tuple[SplitTask, Done]]) -> None:
+        """Send splits, many in one message: that costs the scheduler little more than one of them."""
+        place = self._place()
+        for few in _messages(tasks):
+            self._submit(few, place)
+
+    def submit_again(self, task: SplitTask, done: Done) -> None:
+        """Send a split that runs already to a worker that does not have it."""
+        place = self._place()
+        with contextlib.suppress(Exception):  # then anywhere
+            same = self._key(task)[:2]
+            processing = self.client.processing().items()
+            busy = {worker for worker, keys in processing if any(key[:2] == same for key in keys)}
+            if others := sorted(self._threads.keys() - busy):
+                place |= {"workers": others, "allow_other_workers": True}
+        self._submit([(task, done)], place)
+
+    def abandon(self, split: int) -> None:
+        """Have the workers end the attempts at a split that run on."""
+        self._on_all_workers(0.0, _abandon_split, self._job_url, split)
+
+    def _key(self, task: SplitTask) -> tuple[str, int, int, str]:
         # Tuple keys with one prefix keep the scheduler's own queueing at work; the attempt makes the key new, so that
         # an earlier attempt's result is never returned in its place, nor, with the token, another coordinator's.
-        key = (f"split-{self.settings.job_id}", task.split.number, task.attempt, self._token)
+        return f"split-{self.settings.job_id}", task.split.number, task.attempt, self._token
+
+    def _submit(self, tasks: Sequence[tuple[SplitTask, Done]], place: dict[str, Any]) -> None:
+        for task, _ in tasks:
+            self._mailbox.expect(task.split.number, task.attempt)
         try:
-            future = self.client.submit(
-                run_split, task.to_json(), self._needed, key=key, pure=False, retries=0, **self._place()
+            futures = self.client.map(
+                run_split,
+                [orjson.dumps(task.to_json()) for task, _ in tasks],
+                needed=self._needed,
+                key=[self._key(task) for task, _ in tasks],
+                pure=False,
+                retries=0,
+                **place,
             )
         except Exception as error:
             if self.client.status in ("running", "connecting"):
                 raise
             self._recover(error)
-            done(WorkerLost(_reason(error), workers=0))
+            for task, done in tasks:
+                self._mailbox.take(task.split.number, task.attempt)
+                done(WorkerLost(_reason(error), workers=0))
             return
         with self._lock:
-            self._futures.add(future)
-        future.add_done_callback(lambda ended: self._ended(ended, done))
+            self._futures.update(futures)
+        for future, (task, done) in zip(futures, tasks, strict=True):
+            future.add_done_callback(partial(self._ended, task.split.number, task.attempt, done))
 
-    def _ended(self, future: Future[Any], done: Done) -> None:
+    def _ended(self, split: int, attempt: int, done: Done, future: Future[Any]) -> None:
         with self._lock:
             self._futures.discard(future)
+        outcome = self._mailbox.take(split, attempt)
+        ended: Outcome | Exception
         try:
-            ended = _outcome(future)
+            ended = _outcome(future, outcome)
         except Exception as error:  # noqa: BLE001 - whatever a client raises that is going: nobody waits for ever
             ended = WorkerLost(_reason(error), workers=0)
         try:
@@ -405,22 +456,39 @@ class Connecting:
         return self._client
 
 
-def run_split(task: dict[str, Any], needed: dict[str, str | None]) -> dict[str, Any]:
-    """Run one split on a Dask worker (the task that the scheduler sees)."""
+def run_split(data: bytes, needed: dict[str, str | None]) -> bytes:
+    """Run one split on a Dask worker (the task that the scheduler sees); task and outcome are JSON."""
     from distributed import get_worker
 
     from cortex_dask.clusters import versions
 
+    task = SplitTask.from_json(orjson.loads(data))
     if needed and (misfit := versions.unfit(needed)) is not None:
-        return Outcome("worker error", task["split"]["number"], message=misfit).to_json()
+        return orjson.dumps(Outcome("worker error", task.split.number, message=misfit).to_json())
     from cortex_dask.runtime.supervisor import run_split as supervise
 
     worker = get_worker()
-    topic = _topic(task["job_url"])
-    outcome: dict[str, Any] = supervise(
-        SplitTask.from_json(task), lambda event: worker.log_event(topic, event)
-    ).to_json()
+    topic = _topic(task.job_url)
+    outcome = orjson.dumps(supervise(task, lambda event: worker.log_event(topic, event)).to_json())
+    key = worker.get_current_task()
+    token = str(key[-1]) if isinstance(key, tuple) else ""
+    if (event := letter((token, task.split.number, task.attempt), outcome)) is not None:
+        worker.log_event(topic, event)
     return outcome
+
+
+def _messages(tasks: Sequence[tuple[SplitTask, Done]]) -> Iterator[list[tuple[SplitTask, Done]]]:
+    """Put tasks together that are sent in one message."""
+    few: list[tuple[SplitTask, Done]] = []
+    pieces = 0
+    for task, done in tasks:
+        if few and (len(few) == _TASKS_AT_ONCE or pieces + len(task.split.pieces) > _PIECES_AT_ONCE):
+            yield few
+            few, pieces = [], 0
+        few.append((task, done))
+        pieces += len(task.split.pieces)
+    if few:
+        yield few
 
 
 def run_completion(job_url: str) -> dict[str, Any]:
@@ -440,6 +508,12 @@ def _stop_job(job_url: str, reason: str) -> None:
     slots.stop_job(job_url, reason)
 
 
+def _abandon_split(job_url: str, split: int) -> None:
+    from cortex_dask.runtime import slots
+
+    slots.abandon_split(job_url, split)
+
+
 async def _close_job(job_url: str) -> None:
     from cortex_dask.runtime import slots
 
@@ -451,10 +525,11 @@ def _topic(job_url: str) -> str:
     return f"cortex-dask {job_url}"
 
 
-def _outcome(future: Future[Any]) -> Outcome | Exception:
+def _outcome(future: Future[Any], sent: bytes | None) -> Outcome | Exception:
+    """Return how an attempt has ended, whose outcome may have been sent ahead."""
     if future.status == "finished":
         try:
-            return Outcome.from_json(future.result())
+            return Outcome.from_json(orjson.loads(future.result() if sent is None else sent))
         except Exception as error:  # noqa: BLE001 - the result could not be fetched: its worker is gone
             return WorkerLost(_reason(error))
     if future.status == "cancelled":
