@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from cortex_dask.io import kernels as pc
 
 __all__ = ["ResultError", "as_numpy", "from_numpy", "from_values"]
 

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from cortex_dask.io import kernels as pc
 from cortex_dask.io.arrow_types import is_bytes, is_list, is_text
 
 __all__ = ["encode_rows", "json_lines"]

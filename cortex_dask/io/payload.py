@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from cortex_dask.io import kernels as pc
 from cortex_dask.io.arrow_types import is_list
 from cortex_dask.io.json_text import json_lines
 from cortex_dask.io.splits import BatchFormat

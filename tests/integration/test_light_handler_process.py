@@ -32,9 +32,9 @@ class Handler:
     ("batch_format", "absent"),
     [
         ("pandas", (*NEVER, "polars")),
-        ("numpy", (*NEVER, "polars", "pandas")),
-        ("pyarrow", (*NEVER, "polars", "pandas")),
-        ("records", (*NEVER, "polars", "pandas")),
+        ("numpy", (*NEVER, "polars", "pandas", "pyarrow.compute")),
+        ("pyarrow", (*NEVER, "polars", "pandas", "pyarrow.compute")),
+        ("records", (*NEVER, "polars", "pandas", "pyarrow.compute")),
     ],
 )
 def test_handler_process_imports_only_what_its_format_needs(
