@@ -4,6 +4,7 @@
 #   make test     the same set-up, then the test suite
 #   make test-examples   every example with its own library, installed below .venv/examples (minutes, the first time)
 #   make test-kubernetes   the tests on a real Kubernetes: the cluster that KUBECONFIG names (docs/kubernetes.md says how)
+#   make test-gpu   the tests on real GPUs, with the PyTorch that is in .venv (docs/gpus.md says how)
 #   make lint     format, lint and type checks
 #   make bench    the benchmark against the bare floor and the peers (minutes; BENCH="--help" shows its options)
 #   make clean    remove what the above made
@@ -27,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-examples test-kubernetes install-kubernetes lint format bench clean install
+.PHONY: help demo test test-examples test-kubernetes test-gpu install-kubernetes lint format bench clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,6 +48,10 @@ KUBERNETES_TEST_WORKERS ?= 3
 
 test-kubernetes: install-kubernetes
 	$(BIN)/python -m pytest -n $(KUBERNETES_TEST_WORKERS) --dist loadgroup -m kubernetes $(or $(TESTS),tests/kubernetes tests/clusters)
+
+# One after the other: each of them wants the whole device.
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu $(or $(TESTS),tests/gpu)
 
 # Before the image is made of it, where that is made of this virtual environment.
 install-kubernetes: $(VENV)/.installed-test $(VENV)/.installed-kubernetes

@@ -275,7 +275,8 @@ def _wait_for(
 
 def _taken(devices: Devices, amount: float) -> str:
     root = _folder()
-    pids = {pid for device in devices.found or () for _, pid in _holders(_place(root, device))}
+    with _alone(root):  # or a lease that is just being made would be taken for one whose holder has ended
+        pids = {pid for device in devices.found or () for _, pid in _holders(_place(root, device))}
     who = f"process {pids.pop()}" if len(pids) == 1 else f"processes {', '.join(map(str, sorted(pids)))}"
     return (
         f"a worker of this job needs {amount:g} {devices.kind}{'s' if amount > 1 else ''}, and on host "
