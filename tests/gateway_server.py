@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +53,7 @@ c.DBBackendBase.db_encrypt_keys = [b64encode(bytes(32)).decode()]
 c.DBBackendBase.cluster_status_period = 1
 c.DBBackendBase.worker_status_period = 1
 c.DBBackendBase.cluster_heartbeat_period = 1
-c.DBBackendBase.cluster_heartbeat_timeout = 20
+c.DBBackendBase.cluster_heartbeat_timeout = 12
 c.DBBackendBase.check_timeouts_period = 2
 c.UnsafeLocalBackend.clusters_directory = str(folder / "clusters")
 c.UnsafeLocalBackend.sigint_timeout = 2
@@ -232,14 +233,20 @@ class GatewayServer:
 
     def clusters(self) -> list[str]:
         """Return the names of the clusters that are starting, running or stopping."""
+        statuses = ["pending", "running", "stopping"]
+        return [report.name for report in self._ask(lambda gateway: gateway.list_clusters(status=statuses))]
 
-        async def ask() -> list[str]:
+    def scale(self, cluster: str, workers: int) -> None:
+        """Scale a cluster as its user may with the gateway's own tools."""
+        self._ask(lambda gateway: gateway.scale_cluster(cluster, workers))
+
+    def _ask(self, question: Callable[[Any], Awaitable[Any]]) -> Any:
+        async def ask() -> Any:
             from dask_gateway import BasicAuth, Gateway
 
             auth = BasicAuth(USER, PASSWORD)
             async with Gateway(self.address, self.proxy_address, auth=auth, asynchronous=True) as gateway:
-                reports = await gateway.list_clusters(status=["pending", "running", "stopping"])
-                return [report.name for report in reports]
+                return await question(gateway)
 
         return asyncio.run(ask())
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from cortex_dask.io.settings import JobSettings
 
-__all__ = ["BESIDE", "Beside", "keep", "make", "send_off"]
+__all__ = ["BESIDE", "Beside", "keep", "keeper_name", "make", "send_off"]
 
 #: The backend of a coordinator beside a scheduler, as ``module:class``.
 BESIDE = "cortex_dask.clusters.beside:Beside"
@@ -129,7 +129,7 @@ def send_off(
 
 async def keep(order: Mapping[str, Any], dask_scheduler: Scheduler) -> dict[str, Any]:
     """Start a coordinator and its keeper in the scheduler's process (for ``Client.run_on_scheduler``)."""
-    name = f"cortex-dask-keeper {order['job_url']}"
+    name = keeper_name(order["job_url"])
     plugin = dask_scheduler.plugins.get(name)
     if not isinstance(plugin, KeeperPlugin) or plugin.keeper.over:
         # The scheduler knows itself by another address than its clients, who may come through a proxy.
@@ -144,6 +144,11 @@ async def keep(order: Mapping[str, Any], dask_scheduler: Scheduler) -> dict[str,
         threading.Thread(target=plugin.keeper.watch, name=name, daemon=True).start()
         plugin.task = asyncio.ensure_future(plugin.attend(name))
     return {"host": socket.gethostname(), "pid": plugin.pid}
+
+
+def keeper_name(job_url: str) -> str:
+    """Return the name of the scheduler's plugin that keeps a job's coordinator, as long as there is one to keep."""
+    return f"cortex-dask-keeper {job_url}"
 
 
 class KeeperPlugin(SchedulerPlugin):

@@ -6,22 +6,17 @@ are stand in Dask's own configuration, under ``gateway:``.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cortex_dask.clusters import gateway_scheduler, records
-from cortex_dask.clusters.base import Done
-from cortex_dask.clusters.client import DaskCluster
+from cortex_dask.clusters import records
 from cortex_dask.clusters.gateway_api import ENDED, GatewayApi, GatewayUnreachableError
+from cortex_dask.clusters.gateway_cluster import IDLE_SECONDS, GatewayCluster
 from cortex_dask.clusters.gateway_mapping import Choice, Needs, choose
 from cortex_dask.clusters.inventory import RunningCluster
-from cortex_dask.clusters.scaling import first_workers
 from cortex_dask.errors import ClusterError, CortexDaskError, SpecError
-from cortex_dask.io.records import Outcome, SplitTask
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.wording import shown
 
@@ -36,11 +31,13 @@ _log = logging.getLogger(__name__)
 #: The options that are ours, and not the site's.
 _OWN_OPTIONS = ("start_timeout", "idle_timeout", "reconnect_timeout")
 _START_SECONDS = 600.0
-_IDLE_SECONDS = 600.0
 _POLL_SECONDS = 0.25  # between two looks at a cluster that comes up; grows to the next
 _POLL_MOST = 2.0
 _PROXY_SECONDS = 30.0  # for the gateway's proxy to know a cluster that has just come up
 _CONNECT_SECONDS = 10.0
+_CLOSE_SECONDS = 5.0
+#: The backend of a coordinator beside the scheduler.
+BESIDE = "cortex_dask.clusters.gateway_beside:GatewayBeside"
 #: Of the record of a cluster that the gateway has not named yet.
 _UNNAMED = "unnamed-"
 #: The variables that say whose a cluster is.
@@ -48,21 +45,15 @@ _JOB, _API = "CORTEX_DASK_JOB", "CORTEX_DASK_API"
 _STOP_SECONDS = 20.0  # for a gateway that is being restarted to take the word that a cluster is not wanted any more
 
 
-class Gateway(DaskCluster):
+class Gateway(GatewayCluster):
     """A cluster that a Dask Gateway makes for the job."""
-
-    name = "gateway"
-    is_fixed = False
 
     def __init__(self) -> None:
         super().__init__()
         self._api: GatewayApi | None = None
         self._cluster: str | None = None  # the name that the gateway gave it
         self._record: records.ClusterRecord | None = None
-        self._slots: int | None = None  # of each worker; None: as many as it has threads
-        self._spare = False  # whether workers have more threads than slots, so that splits have to be placed
-        self._running: Counter[str] = Counter()  # splits that were placed, by worker
-        self._chosen: str | None = None
+        self._is_detached = False
 
     # coming up ------------------------------------------------------------------------------------------------------
 
@@ -72,23 +63,31 @@ class Gateway(DaskCluster):
         deadline = time.monotonic() + limit
         api = self._api = GatewayApi()
         choice = self._choose(api)
-        self._slots, self.threads_per_worker = choice.slots, choice.slots or 1
         self._cluster = self._find(api, choice) or self._create(api, choice)
         report = self._await_running(api, self._cluster, deadline, limit)
         client = self._client_of(report, min(deadline, time.monotonic() + _PROXY_SECONDS))
         try:
-            self._attend(client)
-            # Asked for while it is being planned; not known how many threads a worker has, one tells.
-            api.scale(self._cluster, first_workers(self.settings, choice.slots) if choice.slots else 1)
+            self._attend(client, {"slots": choice.slots})
+            api.scale(self._cluster, self._first_workers)  # not the scheduler: the server knows the user's limits
         except BaseException:
-            client.close()
+            client.close(timeout=_CLOSE_SECONDS)
             raise
         return client
 
-    def _attend(self, client: Client) -> None:
-        """Let the cluster end when this coordinator has been gone for some time."""
-        self.check(client)  # before the scheduler is asked to run something that it may not have
-        client.run_on_scheduler(gateway_scheduler.attend, client.id, self.seconds("idle_timeout", _IDLE_SECONDS))
+    def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
+        """Have a cluster made, and start the coordinator beside its scheduler; it ends the cluster after the job."""
+        from cortex_dask.clusters.beside import send_off
+
+        self._job_url, self._settings, self._is_detached = job_url, settings, True
+        try:
+            client = self.connect()
+            try:
+                send_off(client, job_url, settings, retry=retry, backend=BESIDE)
+            finally:
+                client.close(timeout=_CLOSE_SECONDS)
+        except BaseException:
+            self.shutdown()
+            raise
 
     def _choose(self, api: GatewayApi) -> Choice:
         """Return the options for the cluster, from what the site offers and what the job asks for."""
@@ -98,7 +97,7 @@ class Gateway(DaskCluster):
             raise SpecError(f"gateway.options in the environment is {shown(names)}; a mapping is needed")
         try:
             choice = choose(
-                api.options(), asked, needs(self.settings, self.seconds("idle_timeout", _IDLE_SECONDS)), names
+                api.options(), asked, needs(self.settings, self.seconds("idle_timeout", IDLE_SECONDS)), names
             )
         except SpecError as error:
             raise SpecError(f"the Dask Gateway at {api.address}: {error}") from None
@@ -117,16 +116,20 @@ class Gateway(DaskCluster):
         if not choice.options.items() <= report.options.items():
             api.stop(left.name)
             return None
-        self._record = records.keep(self._job_url, self.name, left.name, api.address)  # it is ours from now on
+        self._record = self._note(left.name)  # it is ours from now on
         return left.name
 
     def _create(self, api: GatewayApi, choice: Choice) -> str:
         # The server gives the name. Until then a record without it says that there may be a cluster.
-        before = self._record = records.keep(self._job_url, self.name, f"{_UNNAMED}{self._token}", api.address)
+        before = self._record = self._note(f"{_UNNAMED}{self._token}")
         name = self._cluster = api.create(choice.options)
-        self._record = records.keep(self._job_url, self.name, name, api.address)
+        self._record = self._note(name)
         records.drop(before)
         return name
+
+    def _note(self, name: str) -> records.ClusterRecord:
+        assert self._api is not None
+        return records.keep(self._job_url, self.name, name, self._api.address, is_detached=self._is_detached)
 
     def _await_running(self, api: GatewayApi, name: str, deadline: float, limit: float) -> ClusterReport:
         where, pause, last = f"the cluster {name} of the Dask Gateway at {api.address}", _POLL_SECONDS, "it is pending"
@@ -197,81 +200,18 @@ class Gateway(DaskCluster):
         self._attend(client)
         return client
 
-    # sizes ----------------------------------------------------------------------------------------------------------
-
-    def scale(self, workers: int) -> None:
-        """Ask the cluster's scheduler, which knows who is idle; it tells the gateway."""
-        if self._slots is not None and self._slots != self.threads_per_worker:
-            workers = -(-workers * self.threads_per_worker // self._slots)
-        self.client.run_on_scheduler(gateway_scheduler.resize, workers)
-
-    def _count(self) -> dict[str, int]:
-        """Return the slots of each worker: by its GPUs where it says how many it has, else as its options make them."""
-        threads: dict[str, int] = dict(self.client.nthreads())
-        if self.settings.compute.gpu:
-            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-            self.has_resources = any("GPU" in worker["resources"] for worker in workers)
-            if self.has_resources:
-                self._spare = False
-                return super()._count()
-        if self._slots is None and threads:
-            self._slots = min(threads.values())
-            self.scale(first_workers(self.settings, self.threads_per_worker))
-        slots = {address: min(count, self._slots or count) for address, count in threads.items()}
-        self._spare = slots != threads
-        return slots
-
-    def ahead(self) -> int:
-        """Return 0 where a split that waits on a worker would find a free thread there that is no slot."""
-        return 0 if self._spare else super().ahead()
-
-    def _place(self) -> dict[str, Any]:
-        placed = super()._place()
-        if self._chosen is not None and "workers" not in placed:
-            placed |= {"workers": [self._chosen], "allow_other_workers": True}  # others, should it vanish
-        return placed
-
-    def submit(self, task: SplitTask, done: Done) -> None:
-        """Send a split; to the worker with the most free slots, where the scheduler would fill spare threads."""
-        threads = self._threads
-        if not self._spare or not threads:
-            super().submit(task, done)
-            return
-        worker = max(threads, key=lambda address: threads[address] - self._running[address])
-        self._running[worker] += 1
-
-        def ended(outcome: Outcome | Exception) -> None:
-            self._running[worker] -= 1
-            done(outcome)
-
-        self._chosen = worker
-        try:
-            super().submit(task, ended)
-        finally:
-            self._chosen = None
-
     def trouble(self) -> str | None:
         """Return why there are no workers, as far as the gateway tells."""
         if self._api is None or self._cluster is None:
             return None
-        gpu = self.settings.compute.gpu
-        with contextlib.suppress(Exception):
-            workers = self.client.scheduler_info(n_workers=-1)["workers"]
-            if workers and gpu:
-                return (
-                    f"it has {len(workers)} workers, but none that has {gpu:g} GPUs (those of a site say how many they "
-                    "have with --resources GPU=n)"
-                )
         try:
             report = self._api.report(self._cluster)
         except CortexDaskError as error:
             return str(error)
         if report is None or report.status.name in ENDED:
             return self._end_reason()
-        return (
-            f"the Dask Gateway at {self._api.address} was asked for workers of its cluster {self._cluster}, and none "
-            "has come: they find no room, or end as they start; the gateway's log tells, ask its administrator"
-        )
+        said = super().trouble()
+        return f"{said} (the cluster {self._cluster} of the Dask Gateway at {self._api.address})"
 
     def _end_reason(self) -> str:
         assert self._api is not None
@@ -300,7 +240,7 @@ class Gateway(DaskCluster):
                 if time.monotonic() < deadline:
                     time.sleep(1)
                     continue
-                seconds = self.seconds("idle_timeout", _IDLE_SECONDS)
+                seconds = self.seconds("idle_timeout", IDLE_SECONDS)
                 _log.warning("%s; its cluster %s ends by itself %.0f s from now", error, name, seconds)
             except CortexDaskError as error:
                 _log.warning("the cluster %s could not be ended: %s", name, error)

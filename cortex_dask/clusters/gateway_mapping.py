@@ -323,10 +323,11 @@ def _bytes_of(text: str) -> float:
 
 def _text_like(count: int, option: SiteOption) -> str:
     """Return a quantity written as the site writes its default: ``2 G``, ``2GiB``, ``2147483648``."""
-    match = _QUANTITY.fullmatch(str(option.default or ""))
+    default = str(option.default or "").strip()
+    match = _QUANTITY.fullmatch(default)
     suffix = (match[1] or "", match[2]) if match else ("Gi", "")
     if not suffix[0]:
-        return str(count) if match and str(option.default or "").strip() else f"{math.ceil(count / 2**20)}Mi"
+        return str(count)
     # A bare G means 2**30 to some and 10**9 to others: counted in the smaller, so that nobody gets less than needed.
     size = float(parse_quantity(f"1{suffix[0]}"))
     return f"{math.ceil(count / size * 1000) / 1000:g}{suffix[0]}{suffix[1]}"

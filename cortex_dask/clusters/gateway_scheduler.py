@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distributed import Scheduler
 
-__all__ = ["Attendant", "attend", "end", "resize"]
+__all__ = ["Attendant", "attend", "release", "resize"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class Attendant:
         self._coordinators: set[str] = set()
         self._idle_timeout: float | None = None
         self._target: int | None = None
+        self._awaited: str | None = None  # the scheduler's plugin whose end is that of the cluster
+        self.facts: dict[str, Any] = {}
         self._last_used = time.monotonic()
         self._task = asyncio.ensure_future(self._run())
 
@@ -46,10 +48,18 @@ class Attendant:
         """Keep the cluster as long as this client lives, and some seconds more."""
         self._coordinators.add(client_id)
         self._idle_timeout = idle_timeout
+        self._awaited = None
         self._last_used = time.monotonic()
         # Dask's own limit, from the variables that the cluster was made with, was for the time until now. It does not
         # know of coordinators: it would end the cluster of one that plans, or publishes, for longer.
         self._scheduler.idle_timeout = None
+
+    def release(self, plugin: str) -> None:
+        """End the cluster as soon as this plugin of the scheduler is gone: the keeper of a coordinator beside it.
+
+        It goes when its coordinator has written the job's status, which must not be ended before that.
+        """
+        self._awaited = plugin
 
     async def resize(self, workers: int) -> None:
         """Have so many workers: more as soon as the gateway can, fewer when they are idle."""
@@ -63,8 +73,7 @@ class Attendant:
             await asyncio.sleep(_PERIOD)
             try:
                 await self._approach()
-                if self._is_abandoned():
-                    _log.warning("no coordinator for %.0f s: the cluster ends", self._idle_timeout)
+                if self._is_released() or self._is_abandoned():
                     await self.end()
                     return
             except Exception:  # noqa: BLE001 - the next time may be better, and nobody else looks
@@ -79,6 +88,11 @@ class Attendant:
         count = max(self._target, busy)
         if count != service.count:
             await service.scale(count)
+        if count == self._target:
+            self._target = None  # from now on others may ask for another size, an administrator for instance
+
+    def _is_released(self) -> bool:
+        return self._awaited is not None and self._awaited not in self._scheduler.plugins
 
     def _is_abandoned(self) -> bool:
         if self._idle_timeout is None:
@@ -91,7 +105,10 @@ class Attendant:
         since = min(seen, default=None)
         if since is not None:
             self._last_used = max(self._last_used, time.monotonic() - since)
-        return time.monotonic() - self._last_used > self._idle_timeout
+        if time.monotonic() - self._last_used < self._idle_timeout:
+            return False
+        _log.warning("no coordinator for %.0f s: the cluster ends", self._idle_timeout)
+        return True
 
     async def end(self) -> None:
         """End the cluster: by the gateway, or, where that cannot be reached, by ending the scheduler."""
@@ -115,9 +132,18 @@ def attendant(scheduler: Scheduler) -> Attendant:
     return found
 
 
-async def attend(client_id: str, idle_timeout: float, dask_scheduler: Scheduler) -> None:
-    """Let the cluster end when this client is gone for so many seconds (for ``Client.run_on_scheduler``)."""
-    attendant(dask_scheduler).follow(client_id, idle_timeout)
+async def attend(
+    client_id: str, idle_timeout: float, facts: dict[str, Any] | None, dask_scheduler: Scheduler
+) -> dict[str, Any]:
+    """Let the cluster end when this client is gone for so many seconds (for ``Client.run_on_scheduler``).
+
+    Returns what the first coordinator of the cluster has told about it.
+    """
+    found = attendant(dask_scheduler)
+    found.follow(client_id, idle_timeout)
+    if facts is not None:
+        found.facts = facts
+    return found.facts
 
 
 async def resize(workers: int, dask_scheduler: Scheduler) -> None:
@@ -125,6 +151,6 @@ async def resize(workers: int, dask_scheduler: Scheduler) -> None:
     await attendant(dask_scheduler).resize(workers)
 
 
-async def end(dask_scheduler: Scheduler) -> None:
-    """End the cluster soon, when the caller has its answer (for ``Client.run_on_scheduler``)."""
-    await attendant(dask_scheduler).end()
+async def release(plugin: str, dask_scheduler: Scheduler) -> None:
+    """Let the cluster end when a keeper's coordinator has (for ``Client.run_on_scheduler``)."""
+    attendant(dask_scheduler).release(plugin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import psutil
 import pytest
@@ -20,9 +20,6 @@ class GatewayBackend(Backend):
     """``--cluster gateway``."""
 
     name = "gateway"
-    cannot: ClassVar[Mapping[str, str]] = {
-        "scale": "a cluster of a gateway is the job's own, and has as many workers as the job wants",
-    }
     _server: GatewayServer | None = None
 
     def up(self) -> None:
@@ -62,6 +59,9 @@ class GatewayBackend(Backend):
         assert len(schedulers) == 1
         schedulers[0].kill()
         psutil.wait_procs(schedulers, timeout=10)
+
+    def scale(self, job: ClusterJob, workers: int) -> None:
+        self.server.scale(self._name(job), workers)
 
     def workers(self, job: ClusterJob) -> int:
         return len(self.server.workers(self._name(job)))
