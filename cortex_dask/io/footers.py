@@ -1,7 +1,8 @@
 """Parquet footers: what planning needs of a file without reading its rows, and no more.
 
-A footer is read in one request where it is smaller than 64 KiB, else in two; of each row group only the number of rows,
-the size of the columns that will be read, and the statistics of the columns that filters look at are kept.
+A footer is read in one request where it is smaller than 64 KiB, else in two, and 64 of them at a time; of each row
+group only the number of rows, the size of the columns that will be read, and the statistics of the columns that filters
+look at are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from cortex_dask.errors import CortexDaskError, DatasetError
 from cortex_dask.io.faults import explain, is_transient
 from cortex_dask.io.filters import Bounds
 from cortex_dask.io.listing import InputFile
-from cortex_dask.io.sources import local_path, read_range
+from cortex_dask.io.sources import local_path, read_range, read_ranges
 
 __all__ = ["Footer", "RowGroup", "group_bytes", "in_parallel", "leaves_of", "read_footers"]
 
@@ -29,6 +30,8 @@ _TAIL = 64 << 10
 _MAGIC = b"PAR1"
 _FILES_PER_TASK = 32  # a future for each of 100,000 files would cost more than its file
 _REMOTE_THREADS = 32  # requests in flight: waiting costs nothing
+#: Two groups at a time, one that is parsed while the other is on its way; their tails are in memory, of 64 KiB each.
+_GROUPS, _FILES_PER_GROUP = 2, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +71,19 @@ def read_footers(
         If a file cannot be read, naming the first one in input order.
     """
     summary = _Summary(columns, tuple(filter_columns))
-    chunks = [files[at : at + _FILES_PER_TASK] for at in range(0, len(files), _FILES_PER_TASK)]
-    if len(files) <= _REMOTE_THREADS:
-        chunks = [[file] for file in files]
-    local = local_path(files[0].path) is not None
-    results = in_parallel(lambda chunk: [summary.of(file) for file in chunk], chunks, local=local)
-    return [footer for chunk in results for footer in chunk]
+    if local_path(files[0].path) is None:
+        groups = [files[at : at + _FILES_PER_GROUP] for at in range(0, len(files), _FILES_PER_GROUP)]
+        results = in_parallel(summary.of_remote, groups, local=False, threads=_GROUPS)
+    else:
+        size = _FILES_PER_TASK if len(files) > _REMOTE_THREADS else 1
+        groups = [files[at : at + size] for at in range(0, len(files), size)]
+        results = in_parallel(lambda group: [summary.of(file) for file in group], groups, local=True)
+    return [footer for group in results for footer in group]
 
 
-def in_parallel(function: Any, items: Sequence[Any], *, local: bool) -> Iterator[Any]:
+def in_parallel(function: Any, items: Sequence[Any], *, local: bool, threads: int = _REMOTE_THREADS) -> Iterator[Any]:
     """Yield the function's results in order, from threads; what is still waiting is dropped when one fails."""
-    threads = min(len(items), min(8, os.cpu_count() or 1) if local else _REMOTE_THREADS)
+    threads = min(len(items), min(8, os.cpu_count() or 1) if local else threads)
     if threads <= 1:
         yield from map(function, items)
         return
@@ -98,9 +103,15 @@ class _Summary:
         self._known: dict[bytes, tuple[pa.Schema, dict[str, range], list[int] | None]] = {}
         self._lock = threading.Lock()
 
-    def of(self, file: InputFile) -> Footer:
-        """Read one file's footer."""
-        metadata = _read_metadata(file)
+    def of_remote(self, files: Sequence[InputFile]) -> list[Footer]:
+        """Read the footers of files that are not local."""
+        wanted = [(file.path, max(0, file.size - _TAIL), file.size) for file in files]
+        tails = read_ranges(wanted, at_once=_REMOTE_THREADS)
+        return [self.of(file, tail) for file, tail in zip(files, tails, strict=True)]
+
+    def of(self, file: InputFile, tail: bytes | None = None) -> Footer:
+        """Make one file's footer, of its last bytes if they have been read."""
+        metadata = _read_metadata(file, tail)
         try:
             schema, leaves, read = self._shared(metadata.schema.to_arrow_schema().remove_metadata())
             groups = []
@@ -125,9 +136,10 @@ class _Summary:
         return known
 
 
-def _read_metadata(file: InputFile) -> pq.FileMetaData:
+def _read_metadata(file: InputFile, tail: bytes | None) -> pq.FileMetaData:
     try:
-        tail = read_range(file.path, max(0, file.size - _TAIL), file.size)
+        if tail is None:
+            tail = read_range(file.path, max(0, file.size - _TAIL), file.size)
         length = int.from_bytes(tail[-8:-4], "little") + 8
         if len(tail) < 12 or tail[-4:] != _MAGIC or length + 4 > file.size:
             raise pa.ArrowInvalid("Parquet magic bytes not found in footer")

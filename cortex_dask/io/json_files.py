@@ -43,6 +43,13 @@ def compression_of(head: bytes) -> str | None:
 class JsonFile:
     """An open JSON file.
 
+    Parameters
+    ----------
+    path, size, tag
+        The file that was planned.
+    data : bytes, optional
+        Its content, if somebody has it.
+
     Attributes
     ----------
     is_compressed : bool
@@ -51,10 +58,10 @@ class JsonFile:
         Whether its first character is ``[``.
     """
 
-    def __init__(self, path: str, size: int, tag: str) -> None:
+    def __init__(self, path: str, size: int, tag: str, data: bytes | None = None) -> None:
         self._path, self._size, self._tag = path, size, tag
         self._block = _LOCAL_BLOCK if local_path(path) is not None else _REMOTE_BLOCK
-        self._raw = open_source(path, size, tag)
+        self._raw: BinaryIO = open_source(path, size, tag) if data is None else io.BytesIO(data)
         try:
             self._look()
         except BaseException:

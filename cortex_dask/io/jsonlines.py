@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -20,6 +21,7 @@ from cortex_dask.io.json_batches import Batcher, LineEdges, Stretch
 from cortex_dask.io.json_files import Block, JsonFile
 from cortex_dask.io.listing import HIVE_NULL
 from cortex_dask.io.reading import Ahead, BadLine, Batch, UnreadableInput
+from cortex_dask.io.small_files import SmallFiles
 from cortex_dask.io.sources import translated
 from cortex_dask.io.splits import Piece, PlanHeader, Split
 
@@ -81,18 +83,21 @@ class _Source:
         self._finished = number
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        for number, piece in enumerate(self._pieces):
-            yield number, None
-            with translated(piece.path), JsonFile(piece.path, piece.size, piece.tag) as file:
-                if file.is_array and not self._any_value:
-                    found: Iterator[Any] = file.elements(piece.path)
-                else:
-                    compressed = file.is_compressed
-                    found = ((block, compressed) for block in file.blocks(piece.start, piece.stop))
-                for what in found:
+        with closing(SmallFiles(self._pieces)) as small:
+            for number, piece in enumerate(self._pieces):
+                yield number, None
+                for what in self._items(piece, small.take(piece)):
                     if self._finished >= number:
                         break
                     yield number, what
+
+    def _items(self, piece: Piece, data: bytes | None) -> Iterator[Any]:
+        with translated(piece.path), JsonFile(piece.path, piece.size, piece.tag, data) as file:
+            if file.is_array and not self._any_value:
+                yield from file.elements(piece.path)
+            else:
+                compressed = file.is_compressed
+                yield from ((block, compressed) for block in file.blocks(piece.start, piece.stop))
 
 
 def _counted(found: Iterator[Stretch | BadLine], piece: Piece, rows: int) -> Iterator[Stretch | BadLine]:

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 from cortex_dask.errors import CortexDaskError, DatasetError
 from cortex_dask.io.faults import explain, shown_url
+from cortex_dask.io.s3_keys import is_s3, s3_keys
 from cortex_dask.io.sources import local_path, read_range, tag_of
 from cortex_dask.io.splits import FileFormat
 from cortex_dask.io.store import persist
@@ -165,6 +166,10 @@ def _expand_remote(url: str) -> list[InputFile]:
     entry = _entry(fs, path, url)
     if entry is not None and entry["type"] != "directory" and not url.endswith("/"):
         return [_remote_file(fs, entry, url, path, "")]
+    if entry is not None and is_s3(fs, url):
+        keys = s3_keys(fs, f"{base}/", url)
+        found = (info for info in keys if info["name"][-1] != "/" and not _hidden(info["name"], base))
+        return [_remote_file(fs, info, url, path, base) for info in found]
     if entry is not None:
         entries = persist(lambda: fs.find(path, detail=True), url)
     elif _MAGIC.search(path):

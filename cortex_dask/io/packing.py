@@ -22,6 +22,10 @@ _REREAD = 0.25
 #: A split is closed before a piece that would take it beyond this many times the target.
 _OVERFULL = 1.5
 
+#: Pieces of a split, unless one batch needs more: so many tiny files take seconds to open, and a split with a hundred
+#: thousand names would be a task of 30 MB.
+_MOST_PIECES = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -61,7 +65,7 @@ def pack(loads: Iterable[Load], *, target: float, batch_size: int, align: bool =
             weight, rows = _sums(split)
         _append(split, load)
         weight, rows = weight + load.weight, rows + load.rows
-        if weight >= target and rows >= batch_size:
+        if (weight >= target or len(split) >= _MOST_PIECES) and rows >= batch_size:
             if previous:
                 yield previous
             previous, split = _aligned(split, rows, weight, unit)

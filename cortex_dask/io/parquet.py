@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cortex_dask.io import kernels as pc
 from cortex_dask.io.filters import Filters, bind, columns_of, mask, parse_filters
 from cortex_dask.io.footers import group_bytes, leaves_of
 from cortex_dask.io.job_directory import decode_schema
 from cortex_dask.io.listing import HIVE_NULL
 from cortex_dask.io.reading import Batch, Position, UnreadableInput
 from cortex_dask.io.schemas import SchemaError, conform
+from cortex_dask.io.small_files import SmallFiles
 from cortex_dask.io.sources import local_path, open_source, translated, verify_local
 from cortex_dask.io.splits import Piece, PlanHeader, Split
 
@@ -36,12 +37,16 @@ _WHOLE, _BUFFER = 64 << 20, 4 << 20
 def read_parquet(split: Split, header: PlanHeader) -> Iterator[Batch]:
     """Yield the batches of a split; see :func:`cortex_dask.io.reading.read_split`."""
     assert header.schema is not None
-    reader = RowReader(header)
     size = header.batch_size
+    runs = [
+        (first, list(_overlapping(split.pieces, first * size, None if stop is None else stop * size)))
+        for first, stop in _runs(split.only)
+    ]
+    reader = RowReader(header, [piece for _, pieces in runs for piece, _, _ in pieces])
     try:
-        for first, stop in _runs(split.only):
+        for first, pieces in runs:
             batcher = _Batcher(size, first)
-            for piece, low, high in _overlapping(split.pieces, first * size, None if stop is None else stop * size):
+            for piece, low, high in pieces:
                 for stretch in reader.rows(piece, low, high):
                     yield from batcher.add(stretch)
             yield from batcher.rest()
@@ -127,9 +132,17 @@ class _Batcher:
 
 
 class RowReader:
-    """Reads rows of pieces as the plan's schema has them, one file open at a time."""
+    """Reads rows of pieces as the plan's schema has them, one file open at a time.
 
-    def __init__(self, header: PlanHeader) -> None:
+    Parameters
+    ----------
+    header : PlanHeader
+        The plan's.
+    pieces : sequence of Piece
+        What will be read, in order, as far as it is known.
+    """
+
+    def __init__(self, header: PlanHeader, pieces: Sequence[Piece] = ()) -> None:
         assert header.schema is not None
         self._schema = decode_schema(header.schema)
         self._keys: dict[str, str] = header.extra.get("keys", {})
@@ -140,9 +153,11 @@ class RowReader:
             self._filters = bind(parse_filters(header.filters) or (), self._filter_schema)
         self._filter_columns = columns_of(self._filters)
         self._file: _OpenFile | None = None
+        self._small = SmallFiles(pieces)
 
     def close(self) -> None:
-        """Close the file that is open."""
+        """Close the file that is open, and fetch no more."""
+        self._small.close()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -185,8 +200,10 @@ class RowReader:
 
     def _open(self, piece: Piece) -> _OpenFile:
         if self._file is None or self._file.path != piece.path:
-            self.close()
-            self._file = _OpenFile(piece)
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            self._file = _OpenFile(piece, self._small.take(piece))
         return self._file
 
     def _in_file(self, names: Sequence[str]) -> list[str]:
@@ -241,16 +258,18 @@ def _promoted(column: pa.ChunkedArray, field: pa.Field, path: str) -> pa.Chunked
 class _OpenFile:
     """An open Parquet file, verified to be the planned one."""
 
-    def __init__(self, piece: Piece) -> None:
+    def __init__(self, piece: Piece, data: bytes | None) -> None:
         self.path = piece.path
         local = local_path(piece.path)
         self._source: Any = local
-        if local is None:
+        if data is not None:
+            self._source = pa.BufferReader(data)
+        elif local is None:
             self._source = open_source(piece.path, piece.size, piece.tag)
         elif piece.tag:
             verify_local(local, piece.size, piece.tag)
         # Coalesces the requests for the columns of one row group; from a local disk that only costs memory.
-        self._file = pq.ParquetFile(self._source, pre_buffer=local is None)
+        self._file = pq.ParquetFile(self._source, pre_buffer=local is None and data is None)
         metadata = self._file.metadata
         counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         self.offsets = [0, *accumulate(counts)]

@@ -19,12 +19,12 @@ from cortex_dask.errors import CortexDaskError, DatasetError
 from cortex_dask.io.faults import explain, shown_url
 from cortex_dask.io.globs import PathFilter
 from cortex_dask.io.listing import InputFile
+from cortex_dask.io.s3_keys import is_s3, s3_keys
 from cortex_dask.io.sources import local_path, tag_of
 from cortex_dask.io.store import persist
 
 __all__ = ["list_prefixes"]
 
-_PAGE = 1000  # keys in a page, the most that S3 gives
 _HADOOP_FOLDER = "_$folder$"  # the end of the empty keys that Hadoop writes for folders
 
 
@@ -141,7 +141,7 @@ def _remote(prefix: str) -> Iterator[InputFile]:
     persist(lambda: fs.invalidate_cache(), prefix)
     head, chained, rest = prefix.partition("::")
     start = head[: len(head) - len(path)] if not chained and head.endswith(path) else None
-    for info in _s3_keys(fs, path, prefix) if hasattr(fs, "call_s3") else _entries(fs, path, prefix):
+    for info in s3_keys(fs, path, prefix) if is_s3(fs, prefix) else _entries(fs, path, prefix):
         name, size = info["name"], info.get("size")
         if name.endswith("/") or info.get("type") == "directory" or (name.endswith(_HADOOP_FOLDER) and not size):
             continue
@@ -151,19 +151,6 @@ def _remote(prefix: str) -> Iterator[InputFile]:
                 f"{shown_url(full)} cannot be read: its server does not tell its size, so download it first"
             )
         yield InputFile(full, int(size), tag_of(info))
-
-
-def _s3_keys(fs: Any, path: str, url: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects whose keys begin as ``path`` does, a page of a thousand at a time; S3 sorts them."""
-    bucket, _, key = path.partition("/")
-    asked: dict[str, Any] = {"Bucket": bucket, "Prefix": key, "MaxKeys": _PAGE}
-    while True:
-        page = persist(lambda: fs.call_s3("list_objects_v2", **asked), url)
-        for item in page.get("Contents", ()):
-            yield {**item, "name": f"{bucket}/{item['Key']}", "size": item["Size"]}
-        if not page.get("IsTruncated"):
-            return
-        asked["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def _entries(fs: Any, path: str, url: str) -> Iterator[dict[str, Any]]:

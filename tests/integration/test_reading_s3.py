@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cortex_dask.errors import DatasetError, StorageError
-from cortex_dask.io import footers
+from cortex_dask.io import footers, small_files
 from cortex_dask.io.planning import plan
 from cortex_dask.io.reading import BadLine, Batch, UnreadableInput, read_split
 from cortex_dask.io.splits import DatasetInput, Plan
@@ -129,7 +129,9 @@ def test_what_is_not_there_is_said_so(s3: str) -> None:
         plan(DatasetInput(("s3://no-such-bucket-at-all/in",)), workers=1)
 
 
-def test_requests_are_few_and_survive_a_store_that_stumbles(faulty_s3: FaultyS3, tmp_path: Path) -> None:
+def test_requests_are_few_and_survive_a_store_that_stumbles(
+    faulty_s3: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fs, url = fsspec.filesystem("s3"), faulty_s3.bucket
     for number in range(5):
         table = pa.table(
@@ -144,7 +146,12 @@ def test_requests_are_few_and_survive_a_store_that_stumbles(faulty_s3: FaultyS3,
     assert len([request for request in asked if ".parquet" in request]) == 5, asked  # one for each footer
     assert len(asked) <= 10, asked
     lines = plan(DatasetInput((f"{url}/lines.jsonl",), batch_size=1000), workers=1)
-    for match, when, how in (("GET", "after", "drop"), ("HEAD", "before", "503")):
+    for match, when, how, small in (
+        ("GET", "after", "drop", 1 << 20),
+        ("GET", "after", "drop", 0),
+        ("HEAD", "before", "503", 0),
+    ):
+        monkeypatch.setattr(small_files, "_SMALL", small)
         faulty_s3.heal()
         faulty_s3.fail(2, when=when, how=how, match=match)  # type: ignore[arg-type]
         assert [row["n"] for row in read(made)[0]] == list(range(5000))

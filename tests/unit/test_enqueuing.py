@@ -405,7 +405,7 @@ def test_nothing_matched_says_why(tree: str) -> None:
 
 @pytest.mark.s3
 def test_a_listing_of_many_pages(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cortex_dask.io.prefixes._PAGE", 3)
+    monkeypatch.setattr("cortex_dask.io.s3_keys._PAGE", 3)
     fs, path = fsspec.url_to_fs(s3)
     names = sorted(f"{path}/p/{number}" for number in range(11))
     fs.pipe(dict.fromkeys(names, b"x"))

@@ -1,0 +1,138 @@
+"""Small files that are not local: each is fetched whole with one request, before its reader comes to it.
+
+A pack of a thousand tiny files read one after the other would cost three round trips a file (is it the planned one,
+where is what, the rows). On S3 the answer to one ``GET`` says all of that; other file systems are asked once more for
+the file's tag.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from cortex_dask.io.s3_keys import is_s3
+from cortex_dask.io.sources import local_path, remote_names, tag_of
+from cortex_dask.io.splits import Piece
+
+__all__ = ["SmallFiles"]
+
+#: Fetching so many bytes at once takes no longer than a second round trip would.
+_SMALL = 1 << 20
+#: Files that are fetched together, while those before them are read: so many requests are in flight.
+_TOGETHER, _BYTES_TOGETHER = 32, 16 << 20
+
+_Group = list[Piece]
+_Job = tuple[Any, list[str], list[int]]  # a file system, what it calls files of the group, and their places there
+
+
+class SmallFiles:
+    """The small files among those that will be read.
+
+    Parameters
+    ----------
+    pieces : sequence of Piece
+        What will be read, in order.
+    """
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._groups = _grouped(pieces)
+        self._here: dict[str, bytes] = {}
+        self._coming: tuple[_Group, Future[list[bytes | None]]] | None = None
+        self._waiting: _Group | None = next(self._groups, None)
+
+    def take(self, piece: Piece) -> bytes | None:
+        """Return the file of a piece, verified to be the planned one.
+
+        None where it is local or large, or where something went wrong: opening it in the usual way tells what.
+        """
+        while piece.path not in self._here and self._expects(piece.path):
+            self._advance()
+        return self._here.pop(piece.path, None)
+
+    def close(self) -> None:
+        """Give up what is on its way."""
+        if self._coming is not None:
+            self._coming[1].cancel()
+        self._coming, self._waiting = None, None
+        self._here.clear()
+
+    def _expects(self, path: str) -> bool:
+        """Whether a file is in the group that is on its way, or in the one after it."""
+        groups = (self._coming[0] if self._coming else [], self._waiting or [])
+        return any(piece.path == path for group in groups for piece in group)
+
+    def _advance(self) -> None:
+        """Take what was on its way, and send for the next."""
+        self._here.clear()  # what was not asked for in time is not needed any more
+        coming, group = self._coming, self._waiting
+        self._coming = None
+        if group is not None:
+            self._coming = (group, _fetch(group))
+            self._waiting = next(self._groups, None)
+        if coming is not None:
+            try:
+                found = coming[1].result()
+            except Exception:  # noqa: BLE001 - as below
+                return
+            self._here = {piece.path: data for piece, data in zip(coming[0], found, strict=True) if data is not None}
+
+
+def _grouped(pieces: Sequence[Piece]) -> Iterator[_Group]:
+    group: _Group = []
+    size, last = 0, ""
+    for piece in pieces:
+        if piece.path == last or piece.size > _SMALL or local_path(piece.path) is not None:
+            continue
+        last = piece.path
+        group.append(piece)
+        size += piece.size
+        if len(group) == _TOGETHER or size > _BYTES_TOGETHER:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _fetch(group: _Group) -> Future[list[bytes | None]]:
+    """Send for files, on the event loop that fsspec runs in a thread of its own."""
+    jobs: list[_Job] = []
+    with contextlib.suppress(Exception):  # whoever opens the files finds out what is wrong
+        jobs = [job for job in remote_names([piece.path for piece in group]) if getattr(job[0], "async_impl", False)]
+    if not jobs:
+        nothing: Future[list[bytes | None]] = Future()
+        nothing.set_result([None] * len(group))
+        return nothing
+    return asyncio.run_coroutine_threadsafe(_gathered(group, jobs), jobs[0][0].loop)
+
+
+async def _gathered(group: _Group, jobs: list[tuple[Any, list[str], list[int]]]) -> list[bytes | None]:
+    found: list[bytes | None] = [None] * len(group)
+    wanted = [
+        (place, _whole(fs, name, group[place]))
+        for fs, names, places in jobs
+        for name, place in zip(names, places, strict=True)
+    ]
+    answers = await asyncio.gather(*(answer for _, answer in wanted), return_exceptions=True)
+    for (place, _), answer in zip(wanted, answers, strict=True):
+        found[place] = answer if isinstance(answer, bytes) else None
+    return found
+
+
+async def _whole(fs: Any, name: str, piece: Piece) -> bytes | None:
+    """Fetch a file; None if it is not the planned one."""
+    if is_s3(fs, piece.path):
+        bucket, key, version = fs.split_path(name)
+        asked = {"VersionId": version} if version else {}
+        info = await fs._call_s3("get_object", Bucket=bucket, Key=key, **asked, **fs.req_kw)
+        async with info["Body"] as body:
+            data = bytes(await body.read())
+    else:
+        data = bytes(await fs._cat_file(name))
+        fs.invalidate_cache(name)
+        info = await fs._info(name)  # after the content: what was replaced in between is seen
+    tag = tag_of(info)
+    same_kind = tag.partition(":")[0] == piece.tag.partition(":")[0]
+    return data if len(data) == piece.size and (tag == piece.tag or not piece.tag or not same_kind) else None
