@@ -29,8 +29,8 @@ def pyproject() -> dict:
 
 
 def requirement(text: str) -> tuple[str, str]:
-    """Split a requirement into its normalised name and its version, without extras."""
-    match = re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*(.*)", text.strip())
+    """Split a requirement into its normalised name and its version, without extras and conditions."""
+    match = re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(?:;.*)?", text.strip())
     assert match, text
     name = re.sub(r"[._-]+", "-", match[1]).lower()
     return name, match[2].replace(" ", "")
@@ -75,6 +75,7 @@ def test_every_import_of_the_package_is_declared() -> None:
         "aiobotocore": "s3fs",
         "botocore": "s3fs",
         "tornado": "distributed",
+        "aiohttp": "dask-gateway",
     }
     ours = {"cortex_dask", "cortex", "cortex_internal"}
     missing = {}
