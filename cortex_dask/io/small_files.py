@@ -7,15 +7,16 @@ the file's tag.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cortex_dask.io.s3_keys import is_s3
 from cortex_dask.io.sources import local_path, remote_names, tag_of
 from cortex_dask.io.splits import Piece
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["SmallFiles"]
 
@@ -98,6 +99,9 @@ def _grouped(pieces: Sequence[Piece]) -> Iterator[_Group]:
 
 def _fetch(group: _Group) -> Future[list[bytes | None]]:
     """Send for files, on the event loop that fsspec runs in a thread of its own."""
+    import asyncio  # takes long to import, and local files do without
+    from concurrent.futures import Future
+
     jobs: list[_Job] = []
     with contextlib.suppress(Exception):  # whoever opens the files finds out what is wrong
         jobs = [job for job in remote_names([piece.path for piece in group]) if getattr(job[0], "async_impl", False)]
