@@ -3,14 +3,15 @@
 A lease is a small file that its holder keeps locked (``flock``). The kernel drops the lock when the last process that
 holds it ends, however it ends: the Dask worker, and the handler process that inherits it and may outlive the worker
 for a moment, with the device's memory still in use. Whoever looks for a device counts the locked files, and removes
-the others. The files lie in the temporary directory, below the devices' keys; containers that share the directory but
-not the devices have different keys.
+the others. The files lie in the temporary directory and are named by the devices' keys; containers that share the
+directory but not the devices have different keys.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import itertools
 import os
 import tempfile
@@ -95,9 +96,7 @@ def acquire(devices: Devices, amount: float, folder: Path | None = None) -> Devi
         paths: list[Path] = []
         descriptors: list[int] = []
         for device in chosen:
-            place = _place(root, device)
-            place.mkdir(exist_ok=True)
-            path = place / f"{slots}-{os.getpid()}-{uuid.uuid4().hex}"
+            path = root / f"{_stem(device)}@{slots}@{os.getpid()}@{uuid.uuid4().hex}"
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             paths.append(path)
@@ -110,7 +109,7 @@ def _choose(root: Path, devices: Devices, count: int, share: Fraction) -> list[D
     ranked: list[tuple[int, Device]] = []
     mine = os.getpid()
     for device in devices.found if devices.found is not None else _counted(devices):
-        holders = _holders(_place(root, device))
+        holders = _holders(root, device)
         used = sum((part for part, _ in holders), Fraction(0))
         if used + share > 1:
             continue
@@ -128,11 +127,11 @@ def _counted(devices: Devices) -> Iterator[Device]:
     return (devices.counted(number) for number in itertools.count())
 
 
-def _holders(place: Path) -> list[tuple[Fraction, int]]:
+def _holders(root: Path, device: Device) -> list[tuple[Fraction, int]]:
     """Return the share and the process of each lease of a device; those whose holders have ended are removed."""
     holders: list[tuple[Fraction, int]] = []
-    for path in place.glob("*-*-*"):
-        slots, pid, _ = path.name.split("-")
+    for path in root.glob(f"{glob.escape(_stem(device))}@*"):
+        slots, pid, _ = path.name.rsplit("@", 3)[1:]
         try:
             descriptor = os.open(path, os.O_RDWR)
         except FileNotFoundError:
@@ -157,8 +156,8 @@ def _folder() -> Path:
     return root
 
 
-def _place(root: Path, device: Device) -> Path:
-    return root / device.key.replace("/", "-")
+def _stem(device: Device) -> str:
+    return device.key.replace("/", "-")
 
 
 @contextlib.contextmanager
@@ -276,7 +275,7 @@ def _wait_for(
 def _taken(devices: Devices, amount: float) -> str:
     root = _folder()
     with _alone(root):  # or a lease that is just being made would be taken for one whose holder has ended
-        pids = {pid for device in devices.found or () for _, pid in _holders(_place(root, device))}
+        pids = {pid for device in devices.found or () for _, pid in _holders(root, device)}
     who = f"process {pids.pop()}" if len(pids) == 1 else f"processes {', '.join(map(str, sorted(pids)))}"
     return (
         f"a worker of this job needs {amount:g} {devices.kind}{'s' if amount > 1 else ''}, and on host "
