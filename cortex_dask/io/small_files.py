@@ -112,17 +112,16 @@ def _fetch(group: _Group) -> Future[list[bytes | None]]:
     return asyncio.run_coroutine_threadsafe(_gathered(group, jobs), jobs[0][0].loop)
 
 
-async def _gathered(group: _Group, jobs: list[tuple[Any, list[str], list[int]]]) -> list[bytes | None]:
-    found: list[bytes | None] = [None] * len(group)
-    wanted = [
-        (place, _whole(fs, name, group[place]))
+async def _gathered(group: _Group, jobs: list[_Job]) -> list[bytes | None]:
+    import asyncio
+
+    wanted = {
+        place: _whole(fs, name, group[place])
         for fs, names, places in jobs
         for name, place in zip(names, places, strict=True)
-    ]
-    answers = await asyncio.gather(*(answer for _, answer in wanted), return_exceptions=True)
-    for (place, _), answer in zip(wanted, answers, strict=True):
-        found[place] = answer if isinstance(answer, bytes) else None
-    return found
+    }
+    answers = dict(zip(wanted, await asyncio.gather(*wanted.values(), return_exceptions=True), strict=True))
+    return [answer if isinstance(answer := answers.get(place), bytes) else None for place in range(len(group))]
 
 
 async def _whole(fs: Any, name: str, piece: Piece) -> bytes | None:
