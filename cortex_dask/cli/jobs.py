@@ -164,20 +164,28 @@ def stop(api: str, job_id: str, env: str | None) -> None:
     click.echo(summary(document, environment=env))
 
 
+_detach = click.option(
+    "-d/-w",
+    "--detach/--wait",
+    "detach",
+    default=False,
+    help="Return at once; the job goes on by itself, or wait for it.",
+)
+
+
 @click.command()
 @options.api_argument
 @options.job_argument
 @options.cluster
+@_detach
 @options.environment
 @options.output_format
-def resume(
-    api: str, job_id: str, cluster: str | None, made_of: tuple[str, ...], env: str | None, shown_as: str
-) -> None:
+def resume(api: str, job_id: str, **how: Any) -> None:
     """Go on with a job that was stopped or that failed, and wait for it.
 
     Splits that are committed are not handled again.
     """
-    _run_again(api, job_id, cluster, made_of, env, shown_as, is_retry=False)
+    _run_again(api, job_id, **how, is_retry=False)
 
 
 @click.command()
@@ -185,37 +193,41 @@ def resume(
 @options.job_argument
 @click.option("--failed", is_flag=True, required=True, help="The batches that failed for good, exactly those.")
 @options.cluster
+@_detach
 @options.environment
 @options.output_format
-def retry(
-    api: str,
-    job_id: str,
-    cluster: str | None,
-    made_of: tuple[str, ...],
-    env: str | None,
-    shown_as: str,
-    **_flags: Any,
-) -> None:
+def retry(api: str, job_id: str, *, failed: bool, **how: Any) -> None:
     """Handle the failed batches of a job again, add their rows to its output, and wait for it."""
-    _run_again(api, job_id, cluster, made_of, env, shown_as, is_retry=True)
+    _run_again(api, job_id, **how, is_retry=True)
 
 
 def _run_again(
     api: str,
     job_id: str,
+    *,
     cluster: str | None,
     made_of: tuple[str, ...],
+    detach: bool,
     env: str | None,
     shown_as: str,
-    *,
     is_retry: bool,
 ) -> None:
     from cortex_dask.client import Client
+    from cortex_dask.display import next_commands
+    from cortex_dask.errors import JobRunningError
 
     client = Client(env)
     job = client.get_job(api, job_id)
     if cluster is not None or made_of:
         client.move(job, cluster=cluster, options=options.cluster_options(made_of))
+    if detach:
+        before = job.describe()
+        if "coordinator" in before and job.is_live(before):
+            raise JobRunningError(f"the job {job.job_id} is running: wait for it or stop it first")
+        job.start_detached(retry=is_retry)
+        look = dict(next_commands(before, environment=env))["logs"].replace(" logs ", " get ", 1)
+        click.echo(json_text(before) if shown_as == "json" else f"The job goes on by itself; look at it with: {look}")
+        return
     display = progress_display(shown_as, env)
     with interruptible():
         job.start(cluster=cluster, retry=is_retry, display=display)

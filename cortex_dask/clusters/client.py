@@ -32,6 +32,11 @@ _CLOSE_SECONDS = 20.0  # a worker that does not answer for longer is not waited 
 _START_SECONDS = 600.0  # for a cluster to come up, and for a first worker to come back
 _RECONNECT_SECONDS = 120.0  # for a scheduler to come back
 _RECONNECT_PAUSE = 2.0
+#: What a worker does, as the source of an expression. A function of ours, by name, would end a worker that has not got
+#: this package, when it reads the message; and the next one, when its nanny has started that. So it can say so.
+_CALL = "__import__('cortex_dask.clusters.client', fromlist=['run_split'])"
+_RUN_SPLIT = f"{_CALL}.run_split(data, needed)"
+_RUN_COMPLETION = f"{_CALL}.run_completion(job_url)"
 _TASKS_AT_ONCE = 100  # and of so many pieces of files together, for a message of some megabytes at most
 _PIECES_AT_ONCE = 10_000
 
@@ -331,9 +336,9 @@ class DaskCluster(Cluster):
             self._mailbox.expect(task.split.number, task.attempt)
         try:
             futures = self.client.map(
-                run_split,
-                [orjson.dumps(task.to_json()) for task, _ in tasks],
-                needed=self._needed,
+                eval,
+                [_RUN_SPLIT] * len(tasks),
+                [{"data": orjson.dumps(task.to_json()), "needed": self._needed} for task, _ in tasks],
                 key=[self._key(task) for task, _ in tasks],
                 pure=False,
                 retries=0,
@@ -370,7 +375,8 @@ class DaskCluster(Cluster):
     def complete(self) -> Outcome:
         """Run ``on_job_complete`` on a worker."""
         key = (f"complete-{self.settings.job_id}", time.time_ns(), self._token)
-        future = self.client.submit(run_completion, self._job_url, key=key, pure=False, **self._place())
+        call = {"job_url": self._job_url}
+        future = self.client.submit(eval, _RUN_COMPLETION, call, key=key, pure=False, **self._place())
         try:
             return Outcome.from_json(future.result())
         except Exception as error:  # noqa: BLE001 - whatever ended it, the job has to say it

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dial"]
 
-_GREETING_SECONDS = 5.0  # a scheduler whose event loop is busy takes a moment
+_GREETING_SECONDS = 2.0  # after which it is looked at whether somebody else is there
 _PAUSE = 0.2
 _TLS_KEYS = (
     "distributed.comm.tls.ca-file, distributed.comm.tls.client.cert and distributed.comm.tls.client.key of Dask's "
@@ -54,7 +54,7 @@ def dial(address: str, security: Security, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     with _reach(address, host, port, deadline, seconds) as connection:
         if context is None:
-            _hear(address, host, port, connection)
+            _hear(address, host, port, connection, deadline)
         else:
             _shake_hands(address, context, connection)
 
@@ -93,7 +93,7 @@ def _reach(address: str, host: str, port: int, deadline: float, seconds: float) 
         except OSError as error:
             reason, again = f"{(error.strerror or str(error)).lower()}", True
         else:
-            connection.settimeout(max(min(_GREETING_SECONDS, left), 1.0))
+            connection.settimeout(max(deadline - time.monotonic(), 1.0))
             return connection
         if not again or time.monotonic() + _PAUSE > deadline:
             raise ClusterError(
@@ -103,25 +103,40 @@ def _reach(address: str, host: str, port: int, deadline: float, seconds: float) 
         time.sleep(_PAUSE)
 
 
-def _hear(address: str, host: str, port: int, connection: socket.socket) -> None:
+def _hear(address: str, host: str, port: int, connection: socket.socket, deadline: float) -> None:
     """Wait for a scheduler's first word."""
+    first = _first_word(address, connection, min(_GREETING_SECONDS, deadline - time.monotonic()))
+    if first is None:
+        if _speaks_tls(host, port):
+            raise ClusterError(
+                f"cluster: the server at {address} wants TLS: say tls://{host}:{port}, with credentials in {_TLS_KEYS}"
+            )
+        if not _speaks_http(host, port):  # a scheduler whose event loop is busy takes a moment
+            first = _first_word(address, connection, deadline - time.monotonic())
+    # A frame begins with its size as eight bytes; text and other protocols come out as absurd numbers.
+    if first is None or len(first) < 8 or int.from_bytes(first, "little") >= 2**32:
+        raise ClusterError(
+            f"cluster: what answers at {address} is no Dask scheduler: the port may be that of its dashboard (a "
+            "scheduler prints its own address when it starts; the usual port is 8786)"
+        )
+
+
+def _first_word(address: str, connection: socket.socket, seconds: float) -> bytes | None:
+    """Return the first bytes from the other side; None when it says nothing."""
+    connection.settimeout(max(seconds, 0.1))
     try:
-        first = connection.recv(8)
+        return connection.recv(8)
     except TimeoutError:
-        first = b""
+        return None
     except OSError as error:
         raise ClusterError(f"cluster: the connection to {address} was broken at once: {error}") from None
-    # A frame begins with its size as eight bytes; text and other protocols come out as absurd numbers.
-    if len(first) == 8 and int.from_bytes(first, "little") < 2**32:
-        return
-    if not first and _speaks_tls(host, port):
-        raise ClusterError(
-            f"cluster: the server at {address} wants TLS: say tls://{host}:{port}, with credentials in {_TLS_KEYS}"
-        )
-    raise ClusterError(
-        f"cluster: what answers at {address} is no Dask scheduler: the port may be that of its dashboard (a scheduler "
-        "prints its own address when it starts; the usual port is 8786)"
-    )
+
+
+def _speaks_http(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=_GREETING_SECONDS) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(5) == b"HTTP/"
+    return False
 
 
 def _speaks_tls(host: str, port: int) -> bool:

@@ -101,14 +101,17 @@ def compare(hosts: Sequence[Host], *, pickled_by: str | None = None) -> Findings
     broken: list[str] = []
     different: list[str] = []
     for name in PACKAGES:
-        wanted = first.versions.get(name)
+        wanted, asked = first.versions.get(name), others
         if name == "python" and pickled_by is not None:
-            wanted = pickled_by
-        odd = sorted({(host.role, host.versions.get(name)) for host in others if _differs(host, name, wanted)}, key=str)
+            wanted, asked = pickled_by, [host for host in others if host.role == "worker"]  # nobody else loads it
+        odd = sorted({(host.role, host.versions.get(name)) for host in asked if _differs(host, name, wanted)}, key=str)
         if not odd:
             continue
         breaks = any(_breaks(name, role, value, wanted, by_value=pickled_by is not None) for role, value in odd)
-        (broken if breaks else different).append(_clause(name, wanted, odd))
+        first_words = f"{name} is {wanted or 'missing'} here and "
+        if name == "python" and pickled_by is not None:
+            first_words = f"the handler's class was pickled by Python {pickled_by}, and it is "
+        (broken if breaks else different).append(first_words + _places(odd))
     return Findings(tuple(broken), tuple(different))
 
 
@@ -274,9 +277,12 @@ def _misfit(name: str, value: str | None, wanted: str) -> str:
 
 
 def _differs(host: Host, name: str, wanted: str | None) -> bool:
-    if name == "python" and host.role == "scheduler" and _minor(host.versions.get(name)) == _minor(wanted):
-        return False  # it runs no handler
-    return host.versions.get(name, "") not in ("", wanted)
+    value = host.versions.get(name, "")
+    if value == "":
+        return False
+    if name == "python":  # patches of one minor version are alike; and the scheduler runs no handler
+        return _minor(value) != _minor(wanted)
+    return value != wanted
 
 
 def _breaks(name: str, role: str, value: str | None, wanted: str | None, *, by_value: bool) -> bool:
@@ -294,9 +300,8 @@ def _breaks(name: str, role: str, value: str | None, wanted: str | None, *, by_v
     return name == "msgpack" and _major(value) != _major(wanted)
 
 
-def _clause(name: str, wanted: str | None, odd: Iterable[tuple[str, str | None]]) -> str:
-    found = ", ".join(f"{value or 'missing'} on {_WHERE[role]}" for role, value in odd)
-    return f"{name} is {wanted or 'missing'} here and {found}"
+def _places(odd: Iterable[tuple[str, str | None]]) -> str:
+    return ", ".join(f"{value or 'missing'} on {_WHERE[role]}" for role, value in odd)
 
 
 _WHERE = {"scheduler": "the scheduler", "worker": "workers", "client": "the client"}
@@ -334,16 +339,16 @@ def _reported(host: Host, reports: Mapping[str, Any]) -> Host:
     said = reports.get(host.name)
     if said is None:
         return host
-    value: str | None
-    if isinstance(said, dict):
-        value = said["cortex_dask"]
-    elif isinstance(said, ModuleNotFoundError) and str(said.name or "") == "cortex_dask":
-        value = None
-    elif isinstance(said, ImportError | AttributeError):
-        value = "older"  # it has no such function
-    else:
-        return host
+    value: str | None = said["cortex_dask"] if isinstance(said, dict) else _unusable(said)
     return Host(host.role, host.name, {**host.versions, "cortex_dask": value})
+
+
+def _unusable(error: Exception) -> str | None:
+    """Return what stands for the version where :func:`report` cannot be called; Dask hands on the words of errors."""
+    words = str(error)
+    if "No module named 'cortex_dask'" in words:
+        return None
+    return "another" if "cortex_dask" in words else f"unusable ({words})"
 
 
 @functools.cache

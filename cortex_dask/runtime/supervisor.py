@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cortex_dask.errors import CortexDaskError
+from cortex_dask.errors import CortexDaskError, JobNotFoundError
 from cortex_dask.io.records import Cause, Outcome, SplitRecord, SplitTask
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import batch_id
@@ -75,6 +76,9 @@ def run_completion(job_url: str, report: Report) -> Outcome:
 
 
 def _cannot_run(error: CortexDaskError | OSError, split: int) -> Outcome:
+    if isinstance(error, JobNotFoundError):
+        where = f"{error}, seen from {socket.gethostname()}: give the environment a store that all hosts reach"
+        return Outcome("worker error", split, message=where)
     # A store that fails may answer later, as may a host that has no process left to give; everything else (no such
     # job, a damaged project) stays as it is.
     return Outcome("storage" if isinstance(error, OSError) else "worker error", split, message=str(error))
