@@ -180,13 +180,13 @@ class OperatedCluster:
         if found:
             reasons = [trouble.reason for trouble in found]
             most = max(reasons, key=reasons.count)
-            return f"{_of(len(found), wanted)} of its workers' pods cannot run: {most}"
+            return f"{_pods(len(found), wanted)} cannot run: {most}"
         if len(deployments) < wanted:
             told = trouble_of_events([self.name, f"{self.name}-default"], events)
             reason = told.reason if told else self._ignored()
             return f"only {len(deployments)} of the {wanted} workers that were asked for were made: {reason}"
         starting = sum(1 for pod in pods if not is_ready(pod))
-        return f"{_of(starting, wanted)} of its workers' pods are starting" if starting else None
+        return f"{_pods(starting, wanted)} {'is' if wanted == 1 else 'are'} starting" if starting else None
 
     def _log(self, pod: Mapping[str, Any], found: Trouble) -> str:
         if not found.container:
@@ -301,5 +301,7 @@ def remove_the_rest(api: KubeApi, name: str, uid: str) -> str | None:
     )
 
 
-def _of(part: int, whole: int) -> str:
-    return f"all {whole}" if part >= whole else f"{part} of {whole}"
+def _pods(part: int, whole: int) -> str:
+    if whole == 1:
+        return "its worker's pod"
+    return f"all {whole} of its workers' pods" if part >= whole else f"{part} of its {whole} workers' pods"

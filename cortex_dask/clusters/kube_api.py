@@ -138,8 +138,8 @@ class KubeApi:
         params = {"labelSelector": ",".join(f"{key}={value}" for key, value in (labels or {}).items())}
         if field:
             params["fieldSelector"] = field
-        items: list[dict[str, Any]] = self._json("GET", kind, params=params)["items"]
-        return items
+        # In a list, the API server leaves out of what kind the items are.
+        return [{"kind": kind, **item} for item in self._json("GET", kind, params=params)["items"]]
 
     def create(self, manifest: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
         """Create an object, or let the server look whether it could; returns it as the server has it."""
@@ -385,7 +385,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock
 
 def _refused(error: Exception, code: int, what: str, namespace: str) -> ClusterError:
     """Return what the API server said as a sentence."""
-    message = " ".join(str(error).split())
+    message = " ".join(str(error).split()).partition(", error found in #")[0]  # and then the bytes around it
     if code == 401:
         return Refused("the Kubernetes API server does not know these credentials: log in anew", code)
     if code == 403 and (found := _FORBIDDEN.search(message)):

@@ -278,6 +278,7 @@ def _described(item: Mapping[str, Any], namespace: str) -> RunningCluster:
     metadata = item["metadata"]
     about = metadata.get("annotations", {})
     created = datetime.fromisoformat(metadata["creationTimestamp"].replace("Z", "+00:00"))
+    has_ended = item["kind"] == "Job" and kubernetes_runner.has_ended(item)
     return RunningCluster(
         backend="kubernetes",
         name=metadata["name"],
@@ -286,4 +287,6 @@ def _described(item: Mapping[str, Any], namespace: str) -> RunningCluster:
         api_name=about.get("cortex-dask/api-name"),
         created_time=created.timestamp(),
         job_url=about.get("cortex-dask/job-url"),
+        status="its runner has ended" if has_ended else None,
+        is_needed=not has_ended,
     )

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -41,7 +42,7 @@ def is_here() -> bool:
     return POD_VARIABLE in os.environ
 
 
-def has_ended(job: dict[str, Any]) -> bool:
+def has_ended(job: Mapping[str, Any]) -> bool:
     """Whether a ``Job`` has come to its end, good or bad."""
     conditions = job.get("status", {}).get("conditions") or ()
     return any(item["type"] in ("Complete", "Failed") and item["status"] == "True" for item in conditions)

@@ -5,7 +5,8 @@ Two objects make a job run: a ``DaskCluster`` of the Dask operator, and, for a j
 
 What a worker's pod asks for:
 
-- CPU: ``cpu`` for each slot, as request and as limit; 200m as request, and no limit, where the API says nothing.
+- CPU: ``cpu`` for each slot as request, and one more as limit, for the Dask worker and for reading and writing beside
+  the handler; 200m as request, and no limit, where the API says nothing.
 - Memory: ``mem`` for each slot, plus ``shm_size``, which the kernel counts as memory of the pod, plus 512 MiB for the
   Dask worker itself, as request and as limit. The handler process is held to ``mem`` by its supervisor before the
   kernel would kill the pod. Where the API says no ``mem``, 512 MiB as request, and no limit.
@@ -52,6 +53,7 @@ POD_VARIABLE = "CORTEX_DASK_POD"
 
 _CPU_REQUEST = "200m"  # Cortex' default
 _WORKER_ROOM = 512 << 20  # bytes for the Dask worker beside its handler processes: it takes about 250 MB
+_WORKER_MILLICORES = 1000  # as limit, for the Dask worker: with less, it takes half a minute to import its packages
 _SCHEDULER_REQUESTS = {"cpu": "200m", "memory": "512Mi"}
 _RUNNER_REQUESTS = {"cpu": "200m", "memory": "512Mi"}
 _LONGEST_NAME = 53  # the operator appends "-scheduler", and a Service's name has at most 63 characters
@@ -103,7 +105,8 @@ def worker_resources(compute: ComputeSettings) -> dict[str, dict[str, str]]:
     requests = {"cpu": _CPU_REQUEST, "memory": _bytes(_WORKER_ROOM)}
     limits = {}
     if compute.cpu is not None:
-        requests["cpu"] = limits["cpu"] = f"{math.ceil(compute.cpu * slots * 1000)}m"
+        requests["cpu"] = f"{math.ceil(compute.cpu * slots * 1000)}m"
+        limits["cpu"] = f"{math.ceil(compute.cpu * slots * 1000) + _WORKER_MILLICORES}m"
     if compute.memory is not None:
         requests["memory"] = limits["memory"] = _bytes((compute.memory + (compute.shm or 0)) * slots + _WORKER_ROOM)
     # Of devices a pod gets what it is limited to: Kubernetes takes requests from limits, and has no fractions of them.

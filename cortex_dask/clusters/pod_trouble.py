@@ -13,6 +13,10 @@ _HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
 #: Reasons that are told with the message beside them.
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 _CREATION = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+#: What registries say of an image that they do not have.
+_NO_IMAGE = ("not found", "notfound", "manifest unknown", "does not exist")
+#: Warnings that every pod may have while it starts.
+_PASSING = ("FailedScheduling", "Unhealthy")
 #: So many restarts in a row are no accident.
 _CRASHES = 3
 _LONGEST = 400  # characters of a message or of a log
@@ -65,23 +69,28 @@ def trouble_of_pod(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]] =
     if status.get("phase") == "Failed":
         return Trouble(f"it failed: {status.get('reason', '')} {_short(status.get('message'))}".strip())
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    for container in containers:
-        if (found := _trouble_of_container(container)) is not None:
-            return found
     warned = [item for item in _events_of(pod, events) if item.get("type") == "Warning"]
+    for container in containers:
+        if (found := _trouble_of_container(container, warned)) is not None:
+            return found
+    warned = [item for item in warned if item.get("reason") not in _PASSING]
     if warned and not is_ready(pod):
         last = _newest(warned)
         return Trouble(f"{last.get('reason')}: {_short(last.get('message'))}")
     return None
 
 
-def _trouble_of_container(container: Mapping[str, Any]) -> Trouble | None:
+def _trouble_of_container(container: Mapping[str, Any], warned: Sequence[Mapping[str, Any]]) -> Trouble | None:
     name = container["name"]
     waiting = container.get("state", {}).get("waiting") or {}
     ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated") or {}
     reason, message = waiting.get("reason", ""), _short(waiting.get("message"))
     if reason in _IMAGE:
-        return Trouble(f"the image {container['image']} cannot be had: {message or reason}", reason in _HOPELESS)
+        # While it waits for the next try, the container itself no longer tells what went wrong with the last one.
+        pulls = [item for item in warned if str(item.get("message", "")).startswith("Failed to pull image")]
+        message = _short(_newest(pulls).get("message")) if pulls else message or reason
+        is_hopeless = reason in _HOPELESS or any(word in message.lower() for word in _NO_IMAGE)
+        return Trouble(f"the image {container['image']} cannot be had: {message}", is_hopeless)
     if reason in _CREATION:
         return Trouble(f"its container cannot be made: {message or reason}")
     crashed = ended and ended.get("exitCode", 0) != 0
