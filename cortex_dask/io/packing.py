@@ -9,6 +9,7 @@ Three wishes pull in different directions, and this module weighs them:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -18,9 +19,6 @@ __all__ = ["Load", "pack"]
 
 #: Decoding a row group again costs about this share of handling its rows, with a handler that is cheap itself.
 _REREAD = 0.25
-
-#: A split is closed before a piece that would take it beyond this many times the target.
-_OVERFULL = 1.5
 
 #: Pieces of a split, unless one batch needs more: so many tiny files take seconds to open, and a split with a hundred
 #: thousand names would be a task of 30 MB.
@@ -39,7 +37,9 @@ class Load:
     cut_cost: int | None
 
 
-def pack(loads: Iterable[Load], *, target: float, batch_size: int, align: bool = True) -> Iterator[list[Load]]:
+def pack(
+    loads: Iterable[Load], *, target: float, batch_size: int, align: bool = True, finer_from: float = math.inf
+) -> Iterator[list[Load]]:
     """Yield the loads of each split, in order.
 
     Parameters
@@ -52,13 +52,20 @@ def pack(loads: Iterable[Load], *, target: float, batch_size: int, align: bool =
         Rows; splits end at multiples of it where that is cheaper than a short batch.
     align : bool
         False: the rows are estimates, there is nothing to align.
+    finer_from : float
+        The weight from which on splits have half of the target: they are what is left for the end, when a worker that
+        has nothing to do waits for those that have.
     """
     unit = batch_size if align else 0
     split: list[Load] = []
-    weight = rows = 0
+    weight = rows = packed = 0
     previous: list[Load] | None = None
     for load in loads:
-        if split and rows >= batch_size and weight + load.weight > _OVERFULL * target and weight >= target / 2:
+        if packed >= finer_from:
+            target, finer_from = target / 2, math.inf
+        packed += load.weight
+        # with the piece it would be further from the target than it is without
+        if split and rows >= batch_size and weight + load.weight / 2 > target and weight >= target / 2:
             if previous:
                 yield previous
             previous, split = _aligned(split, rows, weight, unit)

@@ -42,7 +42,11 @@ _LARGEST = 64 << 20
 #: Splits per worker that the target aims at, so that no worker idles long at the end.
 _SPLITS_PER_WORKER = 8
 
-#: A row group is cut inside only if it is more than this share of a worker's work: each piece decodes all before it.
+#: What pieces of row groups may decode again for each worker (bytes), so that they are as small as other splits: about
+#: a tenth of a second. A handler that is slow makes it up by a shorter tail.
+_DECODED_AGAIN = 32 << 20
+
+#: Beyond that a row group is cut inside only if it is more than this share of a worker's work.
 _PIECES_PER_WORKER = 3
 
 #: A row weighs at least this much, and this much per column: encoded sizes of dictionaries and runs say little.
@@ -98,6 +102,11 @@ def check_keep(keep: Sequence[str], known: Iterable[str], columns: Sequence[str]
 def target_weight(total: int, workers: int) -> float:
     """Return the weight of a split."""
     return min(float(_LARGEST), total / (workers * _SPLITS_PER_WORKER))
+
+
+def finer_weight(total: int, target: float, workers: int) -> float:
+    """Return the weight from which on splits are smaller: for the last two of each worker, at most a quarter of all."""
+    return total - min(total / 4, 2 * workers * target)
 
 
 def assemble(header: PlanHeader, packed: Iterator[list[Load]]) -> Plan:
@@ -159,7 +168,9 @@ class _ParquetPlan:
         del footers
         total = sum(group.weight for group in groups)
         loads = self._loads(groups, header, total)
-        packed = pack(loads, target=target_weight(total, self._workers), batch_size=self._dataset.batch_size)
+        target = target_weight(total, self._workers)
+        finer_from = finer_weight(total, target, self._workers)
+        packed = pack(loads, target=target, batch_size=self._dataset.batch_size, finer_from=finer_from)
         made = assemble(replace(header, columns=self._dataset.columns), packed)
         if not made.splits:
             raise DatasetError(
@@ -246,8 +257,13 @@ class _ParquetPlan:
 
     def _loads(self, groups: list[_Group], header: PlanHeader, total: int) -> Iterator[Load]:
         """Yield the pieces of the row groups: one each, or several where one row group is too much for one worker."""
-        share = total / (self._workers * _PIECES_PER_WORKER)
-        cuts = [max(1, round(group.weight / share)) if group.weight > 1.5 * share else 1 for group in groups]
+        target = target_weight(total, self._workers)
+        cuts = [_cuts(group.weight, target / 2) for group in groups]  # most are joined again, by twos
+        # Each split decodes its row group up to where it stops, so on average half of it.
+        again = sum(group.bytes * cut // 4 for group, cut in zip(groups, cuts, strict=True) if cut > 1)
+        if again > _DECODED_AGAIN * self._workers:
+            share = max(target, total / (self._workers * _PIECES_PER_WORKER))
+            cuts = [_cuts(group.weight, share) for group in groups]
         counted = self._counted(groups, cuts, header)
         for group, cut in zip(groups, cuts, strict=True):
             if group.verdict == "some":
@@ -309,6 +325,10 @@ class _ParquetPlan:
         finally:
             reader.close()
         return found
+
+
+def _cuts(weight: int, share: float) -> int:
+    return max(1, round(weight / share)) if weight > 1.5 * share else 1
 
 
 def _portions(jobs: list[tuple[_Group, int]]) -> Iterator[list[tuple[_Group, int]]]:

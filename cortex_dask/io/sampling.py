@@ -56,7 +56,7 @@ def plan_json(
     any_json: bool,
 ) -> Plan:
     """Plan the splits of JSON files; see :func:`cortex_dask.io.planning.plan`."""
-    from cortex_dask.io.planning import assemble, target_weight
+    from cortex_dask.io.planning import assemble, finer_weight, target_weight
 
     filled = [file for file in files if file.size]
     if not filled:
@@ -111,7 +111,9 @@ def plan_json(
         warnings=tuple(warnings[:20]),
         extra={**extra, "json": "any"} if any_json else extra,
     )
-    return assemble(header, pack(loads, target=target, batch_size=dataset.batch_size, align=False))
+    finer_from = finer_weight(sum(weights), target, workers)
+    packed = pack(loads, target=target, batch_size=dataset.batch_size, align=False, finer_from=finer_from)
+    return assemble(header, packed)
 
 
 def refuse_other_formats(files: Sequence[InputFile]) -> None:
