@@ -97,7 +97,7 @@ def _reach(address: str, host: str, port: int, deadline: float, seconds: float) 
             return connection
         if not again or time.monotonic() + _PAUSE > deadline:
             raise ClusterError(
-                f"cluster: no Dask scheduler answers at {address} within {seconds:.0f} s ({reason}): start it, or "
+                f"cluster: no Dask scheduler answers at {address} within {seconds:g} s ({reason}): start it, or "
                 "correct the address"
             )
         time.sleep(_PAUSE)
