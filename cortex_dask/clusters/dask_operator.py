@@ -12,6 +12,7 @@ from cortex_dask.clusters.pod_trouble import (
     Trouble,
     is_going,
     is_ready,
+    log_of,
     trouble_of_deployment,
     trouble_of_events,
     trouble_of_pod,
@@ -27,7 +28,6 @@ _JOB_URL = "cortex-dask/job-url"
 _POLL_SECONDS = 0.5
 _OPERATOR_SECONDS = 60.0  # an operator that runs has acted long before
 _GONE_SECONDS = 15.0  # for a cluster to go; with its operator this takes about a second
-_LOG_LINES = 15
 
 
 class OperatedCluster:
@@ -149,7 +149,7 @@ class OperatedCluster:
         )
 
     def _trouble_of_scheduler(self, there: Mapping[str, Any]) -> Trouble | None:
-        events = self._events()
+        events = self._api.warnings()
         for pod in self._pods("scheduler"):
             if not is_going(pod) and (found := trouble_of_pod(pod, events)) is not None:
                 said = f"its scheduler's pod {pod['metadata']['name']}: {found.reason}"
@@ -168,7 +168,7 @@ class OperatedCluster:
         """Return why there are fewer workers than were asked for; None where nothing is known to be wrong."""
         group = self._group()
         wanted = 0 if group is None else int(group["spec"]["worker"]["replicas"])
-        events = self._events()
+        events = self._api.warnings()
         pods = [pod for pod in self._pods("worker") if not is_going(pod)]
         deployments = self._deployments("worker")
         found: list[Trouble] = [
@@ -189,13 +189,7 @@ class OperatedCluster:
         return f"{_pods(starting, wanted)} {'is' if wanted == 1 else 'are'} starting" if starting else None
 
     def _log(self, pod: Mapping[str, Any], found: Trouble) -> str:
-        if not found.container:
-            return ""
-        name = pod["metadata"]["name"]
-        text = self._api.log(name, container=found.container, lines=_LOG_LINES)
-        text = text or self._api.log(name, container=found.container, lines=_LOG_LINES, previous=True)
-        lines = [line for line in text.splitlines() if line.strip()][-_LOG_LINES:]
-        return "; the end of its log:\n  " + "\n  ".join(lines) if lines else ""
+        return log_of(self._api, pod["metadata"]["name"], found.container) if found.container else ""
 
     # sizes ----------------------------------------------------------------------------------------------------------
 
@@ -269,12 +263,6 @@ class OperatedCluster:
 
     def _deployments(self, component: str) -> list[dict[str, Any]]:
         return [item for item in self._api.list("Deployment", labels=self._labels(component)) if not is_going(item)]
-
-    def _events(self) -> list[dict[str, Any]]:
-        try:
-            return self._api.list("Event", field="type!=Normal")
-        except ClusterError:  # not allowed to read them: they only say more
-            return []
 
 
 def remove_the_rest(api: KubeApi, name: str, uid: str) -> str | None:

@@ -7,6 +7,7 @@ thread of their own, so that every one has a deadline, and none depends on the c
 from __future__ import annotations
 
 import asyncio
+import builtins
 import concurrent.futures
 import contextlib
 import json
@@ -140,6 +141,13 @@ class KubeApi:
             params["fieldSelector"] = field
         # In a list, the API server leaves out of what kind the items are.
         return [{"kind": kind, **item} for item in self._json("GET", kind, params=params)["items"]]
+
+    def warnings(self) -> builtins.list[dict[str, Any]]:
+        """Return the events of the namespace that tell of trouble; none where they may not be read."""
+        try:
+            return self.list("Event", field="type!=Normal")
+        except Refused:
+            return []
 
     def create(self, manifest: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
         """Create an object, or let the server look whether it could; returns it as the server has it."""

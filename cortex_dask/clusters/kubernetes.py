@@ -14,7 +14,7 @@ from cortex_dask.clusters import kubernetes_runner, records
 from cortex_dask.clusters.client import DaskCluster
 from cortex_dask.clusters.dask_operator import OperatedCluster, remove_the_rest
 from cortex_dask.clusters.inventory import RunningCluster
-from cortex_dask.clusters.kube_api import KubeApi
+from cortex_dask.clusters.kube_api import KubeApi, Refused
 from cortex_dask.clusters.kubernetes_check import check_cluster, check_paths
 from cortex_dask.clusters.kubernetes_options import KubernetesOptions, check
 from cortex_dask.clusters.manifests import MANAGED, dask_cluster, scheduler_address, slots_of
@@ -113,13 +113,18 @@ class Kubernetes(DaskCluster):
         """Return a client of the scheduler that the operator has put in a lost one's place."""
         if self._cluster is None:
             return None
-        if not self._cluster.exists():
-            self._cluster.claim(time.monotonic() + _CONNECT_SECONDS)  # somebody has removed the cluster as a whole
-        pod = self._cluster.scheduler()
-        if pod is None:
-            return None
-        client = self._client_of(pod, time.monotonic())
-        self._cluster.grow(self._asked)
+        try:
+            if not self._cluster.exists():
+                self._cluster.claim(time.monotonic() + _CONNECT_SECONDS)  # somebody has removed the cluster as a whole
+            pod = self._cluster.scheduler()
+            if pod is None:
+                return None
+            client = self._client_of(pod, time.monotonic())
+            self._cluster.grow(self._asked)
+        except Refused:
+            raise
+        except ClusterError as error:
+            raise ConnectionError(str(error)) from error  # of the API server: it may come back, as the scheduler may
         return client
 
     # sizes ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from cortex_dask.clusters.kube_api import KubeApi
 from cortex_dask.clusters.kubernetes_check import check_cluster, check_paths, check_runner
 from cortex_dask.clusters.kubernetes_options import KubernetesOptions
 from cortex_dask.clusters.manifests import POD_VARIABLE, dask_cluster, runner_job
-from cortex_dask.clusters.pod_trouble import is_going
+from cortex_dask.clusters.pod_trouble import is_going, log_of, trouble_of_object, trouble_of_pod
 from cortex_dask.errors import ClusterError, CortexDaskError, JobRunningError, StorageError
 from cortex_dask.io.settings import JobSettings
 
@@ -31,6 +31,7 @@ __all__ = ["has_ended", "is_here", "main", "owner", "start"]
 
 _log = logging.getLogger(__name__)
 
+_START_SECONDS = 30.0  # for a runner to start, before whoever has submitted the job goes
 _GONE_SECONDS = 30.0  # for an earlier runner to be removed
 _POLL_SECONDS = 0.5
 _OTHER_SECONDS = 2.0  # between two looks whether another coordinator has gone
@@ -49,7 +50,7 @@ def has_ended(job: Mapping[str, Any]) -> bool:
 
 
 def start(job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
-    """Start a runner and return; everything that can be checked is checked before.
+    """Start a runner, and return when it runs; everything that can be checked is checked before.
 
     Parameters
     ----------
@@ -76,7 +77,7 @@ def start(job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
         check_cluster(api, cluster)
         check_runner(api, job)
         name = job["metadata"]["name"]
-        records.keep(job_url, "kubernetes", name, api.namespace, is_detached=True)
+        record = records.keep(job_url, "kubernetes", name, api.namespace, is_detached=True)
         deadline = time.monotonic() + _GONE_SECONDS
         while (there := api.get("Job", name)) is not None:
             if not has_ended(there) and not is_going(there):
@@ -86,7 +87,54 @@ def start(job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
             if time.monotonic() > deadline:
                 raise ClusterError(f"the Job {name} in the namespace {api.namespace}, an earlier runner, does not go")
             time.sleep(_POLL_SECONDS)
-        api.create(job)
+        made = api.create(job)
+        try:
+            _await_start(api, made)
+        except ClusterError:
+            api.delete("Job", name, uid=made["metadata"]["uid"])
+            records.drop(record)
+            raise
+
+
+def _await_start(api: KubeApi, job: Mapping[str, Any]) -> None:
+    """Wait a moment until the runner runs: of what keeps it from that, nobody would hear later.
+
+    Raises
+    ------
+    ClusterError
+        If it cannot start. Where it only waits for a node, or its image takes its time, it is left to itself.
+    """
+    name = job["metadata"]["name"]
+    deadline = time.monotonic() + _START_SECONDS
+    has_run = False
+    while True:
+        events = api.warnings()
+        pods = api.list("Pod", labels={"job-name": name})
+        found = next((found for pod in pods if (found := trouble_of_pod(pod, events)) is not None), None)
+        if not pods:
+            found = trouble_of_object(job, events)
+        runs = any(_runs(pod) for pod in pods)
+        if found is None and runs and has_run:
+            return
+        has_run = runs
+        is_late = time.monotonic() > deadline
+        if found is not None and (found.is_hopeless or (is_late and not found.may_pass)):
+            text = "" if not found.container else log_of(api, pods[0]["metadata"]["name"], found.container)
+            raise ClusterError(
+                f"the runner {name} in the namespace {api.namespace} does not start, so the job was not started: "
+                f"{found.reason}{text}"
+            )
+        if is_late:
+            _log.warning("the runner %s has not started yet%s", name, f": {found.reason}" if found else "")
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _runs(pod: Mapping[str, Any]) -> bool:
+    status = pod.get("status", {})
+    if status.get("phase") == "Succeeded":
+        return True
+    return any("running" in item.get("state", {}) for item in status.get("containerStatuses") or ())
 
 
 def owner(api: KubeApi) -> dict[str, Any] | None:
@@ -157,7 +205,7 @@ def _note(job_url: str, error: CortexDaskError) -> None:
         job = JobDirectory(job_url)
         if (job.read_json("status.json") or {}).get("status") not in FINAL_STATUSES:
             board = StatusBoard(job.settings())
-            board.end("worker error", f"{error} (the job can be resumed)")
+            board.end("worker error", str(error))
             job.write_json("status.json", board.document())
 
 

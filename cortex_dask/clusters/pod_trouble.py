@@ -1,12 +1,24 @@
-"""Why pods do not run, as a sentence: read from what Kubernetes says about them; nothing is asked here."""
+"""Why pods do not run, as a sentence: read from what Kubernetes says about them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Trouble", "is_going", "is_ready", "trouble_of_deployment", "trouble_of_events", "trouble_of_pod"]
+if TYPE_CHECKING:
+    from cortex_dask.clusters.kube_api import KubeApi
+
+__all__ = [
+    "Trouble",
+    "is_going",
+    "is_ready",
+    "log_of",
+    "trouble_of_deployment",
+    "trouble_of_events",
+    "trouble_of_object",
+    "trouble_of_pod",
+]
 
 #: Reasons for which a container waits that do not pass by themselves.
 _HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
@@ -19,6 +31,7 @@ _NO_IMAGE = ("not found", "notfound", "manifest unknown", "does not exist")
 _PASSING = ("FailedScheduling", "Unhealthy")
 #: So many restarts in a row are no accident.
 _CRASHES = 3
+_LOG_LINES = 15
 _LONGEST = 400  # characters of a message or of a log
 
 
@@ -34,11 +47,14 @@ class Trouble:
         Whether waiting is of no use.
     container : str
         The container whose log says more; "" if none does.
+    may_pass : bool
+        Whether it is only that there is no room now.
     """
 
     reason: str
     is_hopeless: bool = False
     container: str = ""
+    may_pass: bool = False
 
 
 def is_going(item: Mapping[str, Any]) -> bool:
@@ -65,7 +81,7 @@ def trouble_of_pod(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]] =
     status = pod.get("status", {})
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return Trouble(f"no node takes it: {_short(condition.get('message'))}{_asks(pod)}")
+            return Trouble(f"no node takes it: {_short(condition.get('message'))}{_asks(pod)}", may_pass=True)
     if status.get("phase") == "Failed":
         return Trouble(f"it failed: {status.get('reason', '')} {_short(status.get('message'))}".strip())
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
@@ -120,6 +136,20 @@ def trouble_of_events(names: Iterable[str], events: Iterable[Mapping[str, Any]])
     return Trouble(f"the Dask operator says: {_short(_newest(errors).get('message'))}") if errors else None
 
 
+def trouble_of_object(item: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> Trouble | None:
+    """Return the last warning about an object, e.g. why a ``Job`` cannot make its pod."""
+    warned = _events_of(item, events)
+    return Trouble(f"its pod cannot be made: {_short(_newest(warned).get('message'))}") if warned else None
+
+
+def log_of(api: KubeApi, pod: str, container: str) -> str:
+    """Return the end of a container's log, to stand behind a reason; "" where there is none."""
+    text = api.log(pod, container=container, lines=_LOG_LINES)
+    text = text or api.log(pod, container=container, lines=_LOG_LINES, previous=True)
+    lines = [line for line in text.splitlines() if line.strip()][-_LOG_LINES:]
+    return "; the end of its log:\n  " + "\n  ".join(lines) if lines else ""
+
+
 def _events_of(item: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     uid = item["metadata"].get("uid")
     return [event for event in events if event.get("involvedObject", {}).get("uid") == uid]
@@ -131,12 +161,29 @@ def _newest(events: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def _asks(pod: Mapping[str, Any]) -> str:
     """Return what a pod asks for, for whoever has to find room for it."""
-    asked: dict[str, str] = {}
+    asked: dict[str, list[str]] = {}
     for container in pod["spec"]["containers"]:
         resources = container.get("resources") or {}
         for name, amount in {**(resources.get("limits") or {}), **(resources.get("requests") or {})}.items():
-            asked[name] = f"{asked[name]} and {amount}" if name in asked else str(amount)
-    return f" (it asks for {', '.join(f'{name} {asked[name]}' for name in sorted(asked))})" if asked else ""
+            asked.setdefault(name, []).append(str(amount))
+    words = [f"{name} {' and '.join(asked[name])}" for name in sorted(asked)]
+    if nodes := _nodes(pod):
+        words.append(f"nodes of {nodes}")
+    return f" (it asks for {', '.join(words)})" if words else ""
+
+
+def _nodes(pod: Mapping[str, Any]) -> str:
+    """Return the groups of nodes that a pod may run on."""
+    there: Any = pod["spec"]
+    for key in ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms"):
+        there = (there or {}).get(key)
+    values = [
+        str(value)
+        for term in there or ()
+        for expression in term.get("matchExpressions") or ()
+        for value in expression.get("values") or ()
+    ]
+    return " or ".join(dict.fromkeys(values))
 
 
 def _end(ended: Mapping[str, Any]) -> str:

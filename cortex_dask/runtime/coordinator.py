@@ -192,7 +192,8 @@ class Coordinator:
             self._board.end("stopped", "interrupted")
             raise
         except CortexDaskError as error:
-            self._board.end("worker error", f"{error} (the job can be resumed)")
+            resumable = "" if "can be resumed" in str(error) else " (the job can be resumed)"
+            self._board.end("worker error", f"{error}{resumable}")
             raise
         except BaseException as error:
             self._board.end("worker error", f"the coordinator failed: {type(error).__name__}: {error}")
