@@ -395,8 +395,9 @@ class Coordinator:
     def _send(self, splits: Sequence[Split], *, again: bool = False) -> None:
         """Send splits; ``again``: each of them runs already, and is to run elsewhere as well."""
         sent = []
+        now = time.monotonic()
         for split in splits:
-            attempt = self._window.open(split)
+            attempt = self._window.open(split, now)
             task = SplitTask(self._job.url, split, attempt.number, self._election.schema, self._tally.rows_limit)
             sent.append((task, partial(self._report_end, attempt)))
         if again:

@@ -20,6 +20,7 @@ class Attempt:
 
     split: Split
     number: int  # from 1; of all attempts at this split in this run of the job
+    sent: float  # as time.monotonic has it
     began: float | None = None  # when it got a slot, as far as can be told from outside
 
 
@@ -33,6 +34,7 @@ class Window:
         self._attempts: dict[int, list[Attempt]] = {}
         self._waiting: deque[Attempt] = deque()
         self._running = 0
+        self._slots = 0
         self._tries: dict[int, int] = {}  # of splits that are not in the ledger
         self._settled: set[int] = set()  # in flight although an attempt has come to its end
         self._finished: deque[Finished] = deque(maxlen=_REMEMBERED)
@@ -45,10 +47,10 @@ class Window:
         """Return whether an attempt at a split is in flight."""
         return split in self._attempts
 
-    def open(self, split: Split) -> Attempt:
+    def open(self, split: Split, now: float) -> Attempt:
         """Count a new attempt at a split, which is about to be sent."""
         tries = self._tries[split.number] = self._tries.get(split.number, 0) + 1
-        attempt = Attempt(split, tries)
+        attempt = Attempt(split, tries, now)
         self._attempts.setdefault(split.number, []).append(attempt)
         self._waiting.append(attempt)
         return attempt
@@ -78,8 +80,11 @@ class Window:
             self._waiting.remove(attempt)
         else:
             self._running -= 1
-            if done:
-                self._finished.append(Finished(now - attempt.began, attempt.split.bytes))
+        if done:
+            # One that overtook others has begun at some time after it was sent.
+            began = attempt.sent if attempt.began is None else attempt.began
+            self._finished.append(Finished(now - began, attempt.split.bytes))
+        self.advance(self._slots, now)
         settled = number in self._settled
         if not others:
             del self._attempts[number]
@@ -100,6 +105,7 @@ class Window:
 
     def advance(self, slots: int, now: float) -> None:
         """Let the attempts that were sent first begin, as many as there are slots."""
+        self._slots = slots
         while self._waiting and self._running < slots:
             self._waiting.popleft().began = now
             self._running += 1
