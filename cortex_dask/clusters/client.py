@@ -385,7 +385,13 @@ class DaskCluster(Cluster):
     # ending ---------------------------------------------------------------------------------------------------------
 
     def stop(self, reason: str) -> None:
-        """End the running splits on all workers."""
+        """End the running splits on all workers, and those that wait for workers that do not come."""
+        if self._client is not None and not any(self._threads.values()):
+            with self._lock:
+                waiting = list(self._futures)
+            with contextlib.suppress(Exception):  # the scheduler may be gone
+                self._client.cancel(waiting)
+            return
         # A scheduler that is gone cannot be told, nor a worker that hangs; the workers see control/stop.json.
         self._on_all_workers(_STOP_SECONDS, _stop_job, self._job_url, reason)
 

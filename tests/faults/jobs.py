@@ -20,7 +20,14 @@ import pyarrow.parquet as pq
 
 from cortex_dask.errors import CortexDaskError
 from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.io.settings import ComputeSettings, HandlerSettings, JobSettings, LimitSettings, OutputSettings
+from cortex_dask.io.settings import (
+    ClusterSettings,
+    ComputeSettings,
+    HandlerSettings,
+    JobSettings,
+    LimitSettings,
+    OutputSettings,
+)
 from cortex_dask.io.splits import DatasetInput
 from cortex_dask.io.store import Store
 from cortex_dask.job import Job
@@ -180,6 +187,8 @@ def make_job(
     keep: bool | Sequence[str] = False,
     limits: LimitSettings | None = None,
     memory: int | None = None,
+    gpu: float = 0.0,
+    options: dict[str, Any] | None = None,
     workers: int = 2,
     batch_size: int = BATCH,
     earlier: frozenset[int] = frozenset(),
@@ -210,7 +219,8 @@ def make_job(
             mode=mode,
         ),
         workers=workers,
-        compute=ComputeSettings(memory=memory),
+        compute=ComputeSettings(memory=memory, gpu=gpu),
+        cluster=ClusterSettings(cluster if isinstance(cluster, str) else "local", options or {}),
         limits=limits or LimitSettings(),
     )
     directory.store.write("handler.pkl", cloudpickle.dumps(FaultyHandler))
