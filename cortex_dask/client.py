@@ -221,6 +221,19 @@ class Client(ApiClient):
             return target
         return self.deployed_target(target) or target  # what is wrong with it is said as of any path
 
+    def settle(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[ResolvedJob, Job]:
+        """Settle where a job runs and how large it is; and return it with its job; nothing is written."""
+        used = cluster if isinstance(cluster, str) and cluster != "inline" else self.environment.cluster
+        known = {"name": self.environment.name, "cluster": used}
+        where = self._place(resolved.settings.cluster, cluster)
+        settings = dataclasses.replace(resolved.settings, environment=known, cluster=where)
+        if not settings.workers_said and where.name in _BOUGHT:
+            settings = dataclasses.replace(settings, workers=1)  # as Cortex does: nothing costs money unasked
+        elif not settings.workers_said and where.name == "local" and (most := capacity(settings.compute)):
+            settings = dataclasses.replace(settings, workers=min(settings.workers, most))
+        resolved = dataclasses.replace(resolved, settings=settings)
+        return resolved, self._handle(settings.api_name, settings.job_id, cluster)
+
     def create(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[Job, bool]:
         """Make the job directory.
 
@@ -234,16 +247,8 @@ class Client(ApiClient):
         SpecError
             If another submission has this job id.
         """
-        used = cluster if isinstance(cluster, str) and cluster != "inline" else self.environment.cluster
-        known = {"name": self.environment.name, "cluster": used}
-        where = self._place(resolved.settings.cluster, cluster)
-        settings = dataclasses.replace(resolved.settings, environment=known, cluster=where)
-        if not settings.workers_said and where.name in _BOUGHT:
-            settings = dataclasses.replace(settings, workers=1)  # as Cortex does: nothing costs money unasked
-        elif not settings.workers_said and where.name == "local" and (most := capacity(settings.compute)):
-            settings = dataclasses.replace(settings, workers=min(settings.workers, most))
-        resolved = dataclasses.replace(resolved, settings=settings)
-        job = self._handle(settings.api_name, settings.job_id, cluster)
+        resolved, job = self.settle(resolved, cluster=cluster)
+        settings, where = resolved.settings, resolved.settings.cluster
         directory = JobDirectory(job.url)
         try:
             before = directory.settings()
@@ -256,7 +261,7 @@ class Client(ApiClient):
             return job, True
         _check_same(before, settings)
         if before.cluster != where and not job.is_live():
-            directory.move(dataclasses.replace(before, cluster=where, environment=known))
+            directory.move(dataclasses.replace(before, cluster=where, environment=settings.environment))
         return job, False
 
     def move(self, job: Job, *, cluster: str | None, options: Mapping[str, Any] | None = None) -> None:

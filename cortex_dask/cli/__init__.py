@@ -13,6 +13,7 @@ from cortex_dask.cli.clusters import clusters
 from cortex_dask.cli.environment import env
 from cortex_dask.cli.exits import Commands
 from cortex_dask.cli.jobs import get, logs, resume, retry, stop
+from cortex_dask.cli.manifest import manifest
 from cortex_dask.cli.setup import completion, init, version
 from cortex_dask.cli.submit import submit
 
@@ -30,5 +31,20 @@ def main() -> None:
     """Batch processing on Dask: map a Handler over a dataset, every row exactly once."""
 
 
-for _command in (init, deploy, submit, get, logs, stop, resume, retry, delete, clusters, env, version, completion):
+for _command in (
+    init,
+    deploy,
+    submit,
+    get,
+    logs,
+    stop,
+    resume,
+    retry,
+    delete,
+    clusters,
+    manifest,
+    env,
+    version,
+    completion,
+):
     main.add_command(_command)

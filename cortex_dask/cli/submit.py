@@ -13,7 +13,7 @@ from cortex_dask.cli.show import finish, json_text, progress_display, warning
 if TYPE_CHECKING:
     from cortex_dask.spec import ResolvedJob
 
-__all__ = ["submit"]
+__all__ = ["submission", "submit"]
 
 _BATCH_FORMATS = click.Choice(["pandas", "pyarrow", "polars", "numpy", "records"])
 _MODES = click.Choice(["error", "append", "overwrite"])
@@ -99,15 +99,17 @@ def submit(
     Ctrl-C (or SIGTERM) stops the job in good order: what is finished is kept, and the job can be resumed. A second one
     kills it.
     """
-    given: dict[str, Any] = {
+    given = {
         **plain,
-        "columns": options.columns(columns),
-        "filters": options.filters(comparisons),
-        "keep": options.keep(keep),
-        "config": options.config(configs),
-        "max_failed_batches": options.max_failed(max_failed_batches),
-        "format": input_format,
-        "cluster_options": options.cluster_options(made_of),
+        **submission(
+            columns=columns,
+            comparisons=comparisons,
+            keep=keep,
+            configs=configs,
+            max_failed_batches=max_failed_batches,
+            input_format=input_format,
+            made_of=made_of,
+        ),
     }
     if dry_run and sample is not None:
         raise click.UsageError(
@@ -130,6 +132,28 @@ def submit(
     with interruptible():
         job = client.begin(resolved, cluster=cluster, display=display, warn=warning)
         finish(job, display, shown_as)
+
+
+def submission(
+    *,
+    columns: str | None,
+    comparisons: tuple[str, ...],
+    keep: str | None,
+    configs: tuple[str, ...],
+    max_failed_batches: str | None,
+    input_format: str | None,
+    made_of: tuple[str, ...],
+) -> dict[str, Any]:
+    """Return the keys of a submission that are written differently on the command line."""
+    return {
+        "columns": options.columns(columns),
+        "filters": options.filters(comparisons),
+        "keep": options.keep(keep),
+        "config": options.config(configs),
+        "max_failed_batches": options.max_failed(max_failed_batches),
+        "format": input_format,
+        "cluster_options": options.cluster_options(made_of),
+    }
 
 
 def _look(resolved: ResolvedJob, count: int | None, shown_as: str) -> None:
