@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cortex_dask.clusters.manifests import cluster_name
+from cortex_dask.errors import JobNotFoundError
 from tests.clusters.backend import Backend
 from tests.clusters.jobs import Call, ClusterJob
 from tests.kubernetes.endpoint import Endpoint, endpoint
@@ -82,7 +83,10 @@ class KubernetesBackend(Backend):
         """Return a job's pods of one kind: scheduler, worker or runner."""
         if component == "runner":
             return self.namespace.pods(f"{_OURS}={job.job_id},cortex-dask/component=runner")
-        name = cluster_name(job.url, job.settings)  # pods may still be there when their cluster is gone
+        try:
+            name = cluster_name(job.url, job.settings)  # pods may still be there when their cluster is gone
+        except JobNotFoundError:
+            return []  # not submitted yet
         return self.namespace.pods(f"dask.org/cluster-name={name},dask.org/component={component}")
 
     def lose_worker(self, job: ClusterJob, call: Call) -> None:
@@ -104,6 +108,10 @@ class KubernetesBackend(Backend):
         chosen = [name for name in names if not host or name[:63].rstrip("-") == host]
         assert len(chosen) == 1, f"{component} {host} is not one of {names}: {self.namespace.look()}"
         self.namespace.kill_pod(chosen[0])
+
+    def remove(self, job: ClusterJob) -> None:
+        """Remove what a failed test has left."""
+        self.namespace.kubectl("delete", "jobs,daskclusters", f"--selector={_OURS}={job.job_id}", "--wait=false")
 
     def scale(self, job: ClusterJob, workers: int) -> None:
         group = f"{cluster_name(job.url, job.settings)}-default"

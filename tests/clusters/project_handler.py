@@ -15,7 +15,11 @@ from cortex_dask.io.store import Store
 
 
 class Handler:
-    """``config``: ``marks``, a folder in a store; ``gate``, a mark that batches wait for; ``seconds`` of each."""
+    """Its ``config``: ``marks``, a folder in a store; ``gate``, a mark that batches wait for; ``seconds`` of each.
+
+    With ``gate_from`` only batches wait that have rows from this id on: a job sends many splits at a time when the first
+    rows of the first one have settled the output's schema.
+    """
 
     def __init__(self, config):
         self._config = config
@@ -34,7 +38,12 @@ class Handler:
         self._marks.write(f"calls/{uuid.uuid4().hex}.json", orjson.dumps(note))
         gate = self._config.get("gate")
         deadline = time.monotonic() + 300
-        while gate and not self._marks.exists(gate) and time.monotonic() < deadline:
+        while (
+            gate
+            and ids[-1] >= self._config.get("gate_from", 0)
+            and not self._marks.exists(gate)
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         time.sleep(self._config.get("seconds", 0))
         return pa.table({"id": ids, "answer": [number * 3 + 1 for number in ids]})

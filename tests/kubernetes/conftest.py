@@ -64,3 +64,4 @@ def new_job(kubernetes: KubernetesBackend, tmp_path: Path) -> Iterator[Callable[
     finally:
         for job in jobs:
             job.close()
+            kubernetes.remove(job)

@@ -93,7 +93,7 @@ class Namespace:
 
     def kubectl(self, *arguments: str, given: str | None = None, check: bool = True, as_account: str = "") -> str:
         """Run ``kubectl`` in the namespace and return what it printed; ``given`` is its standard input."""
-        return self._run(*arguments, f"--namespace={self.name}", given=given, check=check, as_account=as_account)
+        return self._run(f"--namespace={self.name}", *arguments, given=given, check=check, as_account=as_account)
 
     def _run(self, *arguments: str, given: str | None = None, check: bool = True, as_account: str = "") -> str:
         environment = self._environment
