@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalThreads"]
 
+#: The latest messages, transitions and events, which Dask keeps for its developers: a thousand of each by default, and
+#: with some hundred short splits in a message that is some hundred megabytes.
+_CONFIGURATION = {"distributed.admin.low-level-log-length": 20}
+
 
 class LocalThreads(DaskCluster):
     """The default: no server to reach, no nannies to start, N threads for N handler processes."""
@@ -47,9 +51,10 @@ class LocalThreads(DaskCluster):
 
     def connect(self) -> Client:
         """Start the in-process cluster and connect to it."""
+        import dask
         from distributed import Client, LocalCluster
 
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), dask.config.set(_CONFIGURATION):
             # Of ports that are taken, of dashboards that are not installed: no concern here.
             warnings.simplefilter("ignore")
             self._cluster = LocalCluster(

@@ -12,8 +12,8 @@ __all__ = ["RacingHandler"]
 class RacingHandler(FaultyHandler):
     """Handle batches; at the ids ``bad`` the first attempt waits until a second one is there.
 
-    It waits for ``wait`` seconds at most. ``then`` says what the second does: ``end`` (both go on at once), or ``hang`` (the first goes on, alone). And
-    ``metrics`` are pushed, to see what counts twice.
+    It waits for ``wait`` seconds at most. ``then`` says what the second does: ``end`` (both go on at once), or ``hang``
+    (the first goes on, alone). And metrics are pushed, to see what counts twice.
     """
 
     def __init__(self, config: dict[str, Any], metrics_client: Any) -> None:
