@@ -19,7 +19,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["JobDirectory", "decode_schema", "encode_schema", "jobs_prefix"]
 
+_BEGINS = re.compile(rb'\{"number":(\d+),')  # a split's line, as it is written
 _SPLITS_PER_CHUNK = 20_000  # a chunk is some MB: read and written in one request each
 
 
@@ -119,12 +121,20 @@ class JobDirectory:
         value = self.read_json("plan/plan.json")
         return None if value is None else PlanHeader.from_json(value)
 
-    def splits(self) -> Iterator[Split]:
-        """Yield the planned splits in input order, a chunk in memory at a time."""
+    def splits(self, is_done: Callable[[int], bool] = lambda number: False) -> Iterator[Split]:
+        """Yield the planned splits in input order, a chunk in memory at a time.
+
+        Parameters
+        ----------
+        is_done : callable, optional
+            Tells from a split's number whether it can be left out; such are not even decoded.
+        """
         number = 0
         while (data := self._read_or_none(f"plan/splits-{number:05d}.jsonl")) is not None:
             for line in data.splitlines():
-                yield Split.from_json(orjson.loads(line))
+                begins = _BEGINS.match(line)
+                if begins is None or not is_done(int(begins[1])):
+                    yield Split.from_json(orjson.loads(line))
             number += 1
 
     # small documents ------------------------------------------------------------------------------------------------

@@ -50,14 +50,20 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._next = 0
+        self._caught_up = 0  # the segment at which the latest reading began
         self._seen = bytearray()  # one byte per split: a million splits are one megabyte
         self.count = 0
 
     def __contains__(self, split: int) -> bool:
         return split < len(self._seen) and bool(self._seen[split])
 
+    def is_empty(self) -> bool:
+        """Return whether nothing was ever appended, with one request."""
+        return self._next == 0 and _read_or_none(self._store, 0) is None
+
     def refresh(self) -> Iterator[SplitRecord]:
         """Yield the records that were not read before, in log order; only the first of each split."""
+        self._caught_up = self._next
         while segments := self._read_from(self._next):
             for segment in segments:
                 self._next += 1
@@ -106,19 +112,25 @@ class Ledger:
         return list(fresh.values())
 
     def _read_from(self, first: int) -> list[bytes]:
-        """Read segments from a number on, until one is missing; a bounded number at a time."""
+        """Read segments from a number on, until one is missing; a bounded number at a time.
+
+        Each wave is twice as wide as the one before: whoever has to catch up with one segment does not ask for sixteen
+        that are not there.
+        """
         data = _read_or_none(self._store, first)
         if data is None:
             return []
         segments = [data]
+        width = 1 if first == self._caught_up else _READERS  # it is a long log
         with ThreadPoolExecutor(_READERS) as pool:
-            numbers = range(first + 1, first + _READ_AHEAD)
-            for start in range(0, len(numbers), _READERS):
-                wave = numbers[start : start + _READERS]
+            while len(segments) < _READ_AHEAD:
+                start = first + len(segments)
+                wave = range(start, start + min(width, _READ_AHEAD - len(segments)))
                 for found in pool.map(lambda number: _read_or_none(self._store, number), wave):
                     if found is None:
                         return segments
                     segments.append(found)
+                width = min(2 * width, _READERS)
         return segments
 
     def _absorb(self, segment: bytes) -> Iterator[SplitRecord]:

@@ -256,7 +256,7 @@ class Coordinator:
 
     def _reserve_again(self) -> None:
         """Mark the output as the job's if an earlier run, which committed nothing, has released it."""
-        if self._output is not None and not self._output.is_reserved() and not any(self._ledger.records()):
+        if self._output is not None and not self._output.is_reserved() and self._ledger.is_empty():
             self._job.write_json("plan/replaces.json", self._output.reserve())
 
     def _release(self) -> None:
@@ -265,7 +265,7 @@ class Coordinator:
         Whoever corrects the mistake submits a new job, with the same output.
         """
         with contextlib.suppress(OSError):  # the store may be what failed
-            if self._output is not None and not any(self._ledger.records()):
+            if self._output is not None and self._ledger.is_empty():
                 self._output.release()
 
     def _enqueue(self) -> PlanHeader:
@@ -301,9 +301,8 @@ class Coordinator:
         self._header = header
         self._deadline = time.monotonic() + self._settings.limits.timeout if self._settings.limits.timeout else None
         self._total_splits = header.splits + len(self._retries)
-        splits: Iterator[Split] = (
-            split for part in (self._job.splits(), iter(self._retries.values())) for split in part
-        )
+        planned = self._job.splits(self._ledger.__contains__)
+        splits = itertools.chain(planned, self._retries.values())
         self._source = SplitSource(splits, self._ledger.__contains__)
         schema = None if output is None else (self._job.schema() or self._declared_schema())
         self._election = SchemaElection(schema, needed=output is not None, is_done=self._ledger.__contains__)

@@ -95,3 +95,31 @@ def test_a_long_log_is_read_to_its_end(tmp_path):
         ledger.append([record(split)])
     assert [item.split for item in ledger.records()] == list(range(600))
     assert Ledger(Store(str(tmp_path))).count == 0
+
+
+class CountingStore(Store):
+    """A store that notes what is read."""
+
+    __slots__ = ("reads",)
+    reads: list[str]
+
+    def read(self, name: str) -> bytes:
+        self.reads.append(name)
+        return super().read(name)
+
+
+def test_to_catch_up_with_a_segment_takes_two_requests_or_three(tmp_path):
+    store = CountingStore(str(tmp_path))
+    store.reads = []
+    ours, theirs = Ledger(store), Ledger(Store(str(tmp_path)))
+    assert ours.is_empty()
+    assert len(store.reads) == 1
+    for split in range(100):
+        theirs.append([record(split)])
+    assert not ours.is_empty()
+    assert len(list(ours.refresh())) == 100
+    for split, most in ((100, 3), (101, 3)):
+        theirs.append([record(split)])
+        store.reads.clear()
+        assert [item.split for item in ours.refresh()] == [split]
+        assert len(store.reads) <= most
