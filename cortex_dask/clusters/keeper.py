@@ -155,6 +155,8 @@ class Keeper:
                     return
                 try:
                     self.begin()
+                except ClusterError:
+                    return
                 except OSError as error:
                     _log.warning("the coordinator of %s cannot be started: %s", self._order.job_url, error)
         finally:

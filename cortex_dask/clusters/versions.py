@@ -156,6 +156,8 @@ def check(client: Client, settings: JobSettings, job_url: str, *, scheduler_read
             "the versions on the cluster were not compared: not all hosts answered within %g s", _ANSWER_SECONDS
         )
         return
+    except OSError as error:  # connections that break are among them
+        raise ClusterError(f"the Dask scheduler was lost while versions were compared: {error}") from error
     reports: dict[str, Any] = {}
     # One that speaks another protocol, or has bytecode that we have not, is told nothing further.
     if not compare(hosts).broken:
@@ -205,7 +207,7 @@ class Scout:
         ]
 
     def reports(self, *, scheduler: bool = False) -> dict[str, Any]:
-        """Call :func:`report` on the workers, one of each host, and on the scheduler; errors are among the answers."""
+        """Call :func:`report` on the workers, and on the scheduler; errors are among the answers."""
         client, url = self._client, self._job_url
         said: dict[str, Any] = {}
         try:
