@@ -183,7 +183,8 @@ class Kubernetes(DaskCluster):
         else:
             if left is not None:
                 _log.warning("%s", left)
-            if self._record is not None:
+            # The record of a runner stays as long as the runner's Job, which lies there when the job has ended.
+            if self._record is not None and not kubernetes_runner.is_here():
                 records.drop(self._record)
         api.close()
         self._api = None

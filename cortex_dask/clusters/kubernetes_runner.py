@@ -89,14 +89,14 @@ def start(job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
             time.sleep(_POLL_SECONDS)
         made = api.create(job)
         try:
-            _await_start(api, made)
+            _await_start(api, made, min(_START_SECONDS, options.start_timeout))
         except ClusterError:
             api.delete("Job", name, uid=made["metadata"]["uid"])
             records.drop(record)
             raise
 
 
-def _await_start(api: KubeApi, job: Mapping[str, Any]) -> None:
+def _await_start(api: KubeApi, job: Mapping[str, Any], seconds: float) -> None:
     """Wait a moment until the runner runs: of what keeps it from that, nobody would hear later.
 
     Raises
@@ -105,7 +105,7 @@ def _await_start(api: KubeApi, job: Mapping[str, Any]) -> None:
         If it cannot start. Where it only waits for a node, or its image takes its time, it is left to itself.
     """
     name = job["metadata"]["name"]
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + seconds
     has_run = False
     while True:
         events = api.warnings()

@@ -58,7 +58,7 @@ _SCHEDULER_REQUESTS = {"cpu": "200m", "memory": "512Mi"}
 _RUNNER_REQUESTS = {"cpu": "200m", "memory": "512Mi"}
 _LONGEST_NAME = 53  # the operator appends "-scheduler", and a Service's name has at most 63 characters
 _RUNNER_RETRIES = 20  # restarts of a runner whose node was taken away, or that crashed
-_RUNNER_KEPT = 24 * 3600  # seconds; from Kubernetes 1.23 on, an ended runner is removed after this time
+_RUNNER_KEPT = 3600  # seconds; from Kubernetes 1.23 on, an ended runner is removed after this time
 _COMM_PORT, _HTTP_PORT = 8786, 8787
 _PREFIX = re.compile(r"[^a-z0-9]+")
 
