@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from cortex_dask import environments
 from cortex_dask.cli import main
 from cortex_dask.io.job_directory import JobDirectory
 
@@ -17,10 +18,8 @@ HANDLER = "class Handler:\n    def __init__(self, config): ...\n    def handle_b
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path) -> Iterator[Path]:
     """A project, and an environment whose store pods reach as well."""
-    monkeypatch.setenv("DASK_CONFIG", str(tmp_path / "dask"))
-    environments.configure("prod", "memory://store")
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "handler.py").write_text(HANDLER)
@@ -33,7 +32,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     (folder / "cortex.yaml").write_text(yaml.safe_dump([api]))
     (folder / ".env").write_text("TOKEN=hunter3\n")
-    return folder
+    with dask.config.set({"cortex-dask.environments": {"prod": {"store": "memory://store"}}}):
+        yield folder
 
 
 def call(project: Path, *more: str) -> Result:
