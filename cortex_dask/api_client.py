@@ -222,7 +222,7 @@ class ApiClient:
 
     def running_jobs(self, api_name: str) -> list[Job]:
         """Return the jobs of an API that have not ended."""
-        return [job for job in self._jobs_of(api_name) if job.status not in FINAL_STATUSES]
+        return [job for job, document in self._jobs_of(api_name) if document["status"] not in FINAL_STATUSES]
 
     @property
     def _deployed(self) -> DeployedApis:
@@ -231,10 +231,11 @@ class ApiClient:
         return DeployedApis(self._store)
 
     def _document(self, api: DeployedApi) -> dict[str, Any]:
-        statuses = [job.describe() for job in self._jobs_of(api.name)]
+        statuses = [document for _, document in self._jobs_of(api.name)]
         return api_document(api, f"{self._store.url}/apis/{api.name}", statuses)
 
-    def _jobs_of(self, api_name: str) -> list[Job]:
+    def _jobs_of(self, api_name: str) -> list[tuple[Job, dict[str, Any]]]:
+        """Return the jobs of an API with their status documents, the newest first."""
         raise NotImplementedError
 
 

@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cortex_dask.display import Display, SilentDisplay, next_commands, progress_line, status_html
@@ -65,6 +64,7 @@ class Job:
         self._chosen = cluster
         self._environment = environment
         self._background: Background | None = None
+        self._settings: JobSettings | None = None
 
     def __repr__(self) -> str:
         try:
@@ -82,7 +82,7 @@ class Job:
         """The job directory."""
         return self._directory.url
 
-    @cached_property
+    @property
     def settings(self) -> JobSettings:
         """The resolved submission.
 
@@ -91,7 +91,9 @@ class Job:
         JobNotFoundError
             If there is no such job.
         """
-        return self._directory.settings()
+        if self._settings is None:  # a cached_property of Python 3.11 lets only one job at a time be read
+            self._settings = self._directory.settings()
+        return self._settings
 
     @property
     def cluster(self) -> str | Cluster:
@@ -100,7 +102,7 @@ class Job:
 
     def forget(self) -> None:
         """Read the submission anew when it is asked for: it was moved to another cluster."""
-        self.__dict__.pop("settings", None)
+        self._settings = None
 
     @property
     def job_id(self) -> str:
