@@ -42,6 +42,8 @@ _KEYS_PER_DELETE = 1000  # the limit of S3's DeleteObjects
 
 #: What botocore tries by itself; a setting of the user's stands. Its default may sleep for many seconds.
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 3}
+#: Requests at a time, opened as they are needed. botocore's default is 10, whatever the number of threads that ask.
+_S3_CONNECTIONS = 64
 #: How often s3fs tries a request whose connection was dropped: for readers that use it directly.
 _S3FS_TRIES = 2
 
@@ -347,11 +349,12 @@ def _abandon(upload: Any) -> None:
 def _options(protocol: str) -> dict[str, Any]:
     """Return what to make a file system with, beside the user's configuration."""
     options: dict[str, Any] = {"use_listings_cache": False} if protocol in _LISTINGS_CACHE else {}
-    if protocol in _S3 and not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+    if protocol in _S3:
         from fsspec.config import conf
 
+        retries = {} if {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys() else {"retries": _S3_RETRIES}
         configured = conf.get(protocol, {}).get("config_kwargs", {})
-        options["config_kwargs"] = {"retries": _S3_RETRIES, **configured}
+        options["config_kwargs"] = {"max_pool_connections": _S3_CONNECTIONS, **retries, **configured}
     return options
 
 

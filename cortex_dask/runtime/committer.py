@@ -18,11 +18,25 @@ from cortex_dask.io.output import OutputDirectory
 from cortex_dask.io.records import SplitRecord
 from cortex_dask.runtime.delivery import Delivery
 
-__all__ = ["Committer"]
+__all__ = ["PUBLISHERS", "SEGMENT_RECORDS", "Committer", "gather_seconds"]
 
-_SEGMENT_RECORDS = 1000
-_PUBLISHERS = 8  # server-side copies at a time on an object store
+#: A segment has no more records than this; so many are appended at once.
+SEGMENT_RECORDS = 1000
+#: Server-side copies at a time on an object store. A copy and the removal of its source take about a tenth of a second
+#: together, so that eight of them would hold a job to 80 parts a second.
+PUBLISHERS = 32
 _MOST_WAITING = 10_000  # parts that wait to be copied; a store that is slower than the job makes the job wait
+
+
+def gather_seconds(elapsed: float) -> float:
+    """Return how long to gather records: a tenth of a second at first, up to five in a job of an hour or so.
+
+    Parameters
+    ----------
+    elapsed : float
+        Seconds since the job began.
+    """
+    return min(0.1 + elapsed / 600, 5.0)
 
 
 class Committer:
@@ -85,11 +99,6 @@ class Committer:
         self._queue.put(None)
         self._thread.join()
 
-    @property
-    def _gather_seconds(self) -> float:
-        """How long to gather: a tenth of a second at first, up to five after an hour or so."""
-        return min(0.1 + (time.monotonic() - self._began) / 600, 5.0)
-
     def _run(self) -> None:
         try:
             while True:
@@ -108,8 +117,9 @@ class Committer:
         if first is None:
             return []
         batch = [first]
-        deadline = time.monotonic() + self._gather_seconds
-        while len(batch) < _SEGMENT_RECORDS:
+        now = time.monotonic()
+        deadline = now + gather_seconds(now - self._began)
+        while len(batch) < SEGMENT_RECORDS:
             remaining = 0.0 if self._hurry.is_set() else deadline - time.monotonic()
             try:
                 item = self._queue.get(timeout=remaining) if remaining > 0 else self._queue.get_nowait()
@@ -141,7 +151,7 @@ class Committer:
             output.publish(part)
             return
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(_PUBLISHERS, thread_name_prefix="cortex-dask-publish")
+            self._pool = ThreadPoolExecutor(PUBLISHERS, thread_name_prefix="cortex-dask-publish")
         self._room.acquire()  # what waits here is in memory
 
         def publish() -> None:
