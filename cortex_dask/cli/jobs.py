@@ -10,7 +10,7 @@ import click
 
 from cortex_dask.cli import options
 from cortex_dask.cli.apis import api_summary, api_table, masked
-from cortex_dask.cli.exits import interruptible
+from cortex_dask.cli.exits import FAILED, interruptible
 from cortex_dask.cli.show import finish, job_table, json_text, progress_display
 
 if TYPE_CHECKING:
@@ -134,16 +134,34 @@ def logs(
     env: str | None,
     shown_as: str,
 ) -> None:
-    """Show what a job's handlers have logged and printed; with -o json, one JSON object a line."""
+    """Show what a job's handlers have logged and printed; with -o json, one JSON object a line.
+
+    Ends with exit code 1 when no line matches --level, --batch, --worker and --since, as grep does.
+    """
     import orjson
 
     from cortex_dask.client import Client
     from cortex_dask.job_logs import to_text
 
     job = Client(env).get_job(api, job_id)
+    wanted = {"level": level, "batch": batch, "worker": worker, "since": since}
+    shown = False
     with interruptible():
-        for line in job.log_lines(level=level, batch=batch, worker=worker, since=since, follow=follow):
+        for line in job.log_lines(**wanted, follow=follow):
             click.echo(orjson.dumps(line).decode() if shown_as == "json" else to_text(line))
+            shown = True
+    if not shown:
+        _tell_of_no_lines(job.job_id, {name: text for name, text in wanted.items() if text is not None})
+
+
+def _tell_of_no_lines(job_id: str, wanted: dict[str, str]) -> None:
+    if not wanted:
+        click.echo(f"The log of the job {job_id} is empty.", err=True)
+        return
+    flags = " ".join(f"--{name} {text}" for name, text in wanted.items())
+    them = "it" if len(wanted) == 1 else "them"
+    click.echo(f"No line in the log of the job {job_id} matches {flags}; without {them} all lines are shown.", err=True)
+    click.get_current_context().exit(FAILED)
 
 
 @click.command()
