@@ -161,8 +161,8 @@ class JsonFile:
         for chunk in chunks:
             cut = chunk.rfind(b"\n") + 1
             if cut:
-                begun.append(chunk[:cut] if cut < len(chunk) else chunk)
-                data = b"".join(begun) if len(begun) > 1 else begun[0]
+                whole = chunk if cut == len(chunk) else memoryview(chunk)[:cut]  # copied once, here or below
+                data = b"".join((*begun, whole)) if begun else bytes(whole)
                 yield Block(offset, data)
                 offset += len(data)
                 begun, length = [], 0

@@ -27,6 +27,8 @@ __all__ = ["CountedFile", "count_files"]
 _RANGE = 64 << 20  # bytes of a file that one thread counts
 _MARK = 256 << 10  # bytes between two marks: what the reader of a split may have to skip
 _TOGETHER = 4096  # ranges that are under way at a time
+#: Ranges that are read at the same time from elsewhere, a block of 4 MiB of each: as many as keep some cores counting.
+_READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ def count_files(files: Sequence[InputFile], check: Callable[[], None]) -> Iterat
     ranges = ((file, start, start + _RANGE >= file.size) for file in files for start in range(0, file.size, _RANGE))
     found: list[_Stretch] = []
     for group in _grouped(ranges, _TOGETHER):
-        for (file, _, is_last), stretch in zip(group, in_parallel(_count, group, local=local), strict=True):
+        counted = in_parallel(_count, group, local=local, threads=_READERS)
+        for (file, _, is_last), stretch in zip(group, counted, strict=True):
             check()
             found.append(stretch)
             if is_last:
