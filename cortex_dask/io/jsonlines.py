@@ -29,6 +29,7 @@ __all__ = ["parse_line", "read_json"]
 
 _SHOWN = 64 << 10  # bytes of a malformed line that are kept
 _DICTS = {dict}
+_ARRAY_BYTES = 1 << 20  # of the values of a stretch of an array; roughly, they are Python objects already
 _TOGETHER = 256  # values of small batches that are parsed at once
 
 #: Makes every digit "0" and all else but the minus sign a space: then a search finds long runs of digits quickly.
@@ -44,7 +45,7 @@ def read_json(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> I
     wanted = None if split.only is None else set(split.only)
     last = max(wanted, default=-1) if wanted is not None else None
     source = _Source(split.pieces, any_value=any_value)
-    found = groupby(source if ahead is None else ahead(iter(source)), key=itemgetter(0))
+    found = groupby(source if ahead is None else ahead(iter(source), _size_of), key=itemgetter(0))
     for (number, group), piece in zip(found, split.pieces, strict=False):
         stretches = _Lines(piece, batcher, any_value=any_value).stretches(what for _, what in group)
         with translated(piece.path):
@@ -98,6 +99,13 @@ class _Source:
             else:
                 compressed = file.is_compressed
                 yield from ((block, compressed) for block in file.blocks(piece.start, piece.stop))
+
+
+def _size_of(item: tuple[int, Any]) -> int:
+    what = item[1]
+    if isinstance(what, tuple) and isinstance(what[0], Block):
+        return len(what[0].data)
+    return _ARRAY_BYTES if isinstance(what, tuple) else 0
 
 
 def _counted(found: Iterator[Stretch | BadLine], piece: Piece, rows: int) -> Iterator[Stretch | BadLine]:

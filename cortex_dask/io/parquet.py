@@ -18,7 +18,7 @@ from cortex_dask.io.filters import Filters, bind, columns_of, mask, parse_filter
 from cortex_dask.io.footers import group_bytes, leaves_of
 from cortex_dask.io.job_directory import decode_schema
 from cortex_dask.io.listing import HIVE_NULL
-from cortex_dask.io.reading import Batch, Position, UnreadableInput
+from cortex_dask.io.reading import Ahead, Batch, Position, UnreadableInput
 from cortex_dask.io.schemas import SchemaError, conform
 from cortex_dask.io.small_files import SmallFiles
 from cortex_dask.io.sources import local_path, open_source, translated, verify_local
@@ -34,7 +34,7 @@ _STRETCH_ROWS, _STRETCH = 1 << 17, 16 << 20
 _WHOLE, _BUFFER = 64 << 20, 4 << 20
 
 
-def read_parquet(split: Split, header: PlanHeader) -> Iterator[Batch]:
+def read_parquet(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> Iterator[Batch]:
     """Yield the batches of a split; see :func:`cortex_dask.io.reading.read_split`."""
     assert header.schema is not None
     size = header.batch_size
@@ -42,16 +42,37 @@ def read_parquet(split: Split, header: PlanHeader) -> Iterator[Batch]:
         (first, list(_overlapping(split.pieces, first * size, None if stop is None else stop * size)))
         for first, stop in _runs(split.only)
     ]
+    found = _stretches(header, runs)
+    batcher = None
+    for first, stretch in found if ahead is None else ahead(found, _size_of):
+        if stretch is None:
+            if batcher is not None:
+                yield from batcher.rest()
+            batcher = _Batcher(size, first)
+        else:
+            assert batcher is not None
+            yield from batcher.add(stretch)
+    if batcher is not None:
+        yield from batcher.rest()
+
+
+def _stretches(
+    header: PlanHeader, runs: list[tuple[int, list[tuple[Piece, int, int]]]]
+) -> Iterator[tuple[int, Stretch | None]]:
+    """Yield the index of each run's first batch, with None at its start and then with each of its stretches."""
     reader = RowReader(header, [piece for _, pieces in runs for piece, _, _ in pieces])
     try:
         for first, pieces in runs:
-            batcher = _Batcher(size, first)
+            yield first, None
             for piece, low, high in pieces:
                 for stretch in reader.rows(piece, low, high):
-                    yield from batcher.add(stretch)
-            yield from batcher.rest()
+                    yield first, stretch
     finally:
         reader.close()
+
+
+def _size_of(item: tuple[int, Stretch | None]) -> int:
+    return 0 if item[1] is None else item[1].rows.nbytes
 
 
 def _runs(only: Sequence[int] | None) -> Iterator[tuple[int, int | None]]:

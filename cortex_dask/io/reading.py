@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Ahead", "BadLine", "Batch", "Position", "UnreadableInput", "read_split"]
 
 
-#: Takes what is read from files, and yields the same, read in another thread while its consumer does something else.
-Ahead = Callable[[Iterator[Any]], Iterator[Any]]
+#: Takes what is read from files and how many bytes each item has, and yields the same items, read in another thread.
+Ahead = Callable[[Iterator[Any], Callable[[Any], int]], Iterator[Any]]
 
 
 class Position(NamedTuple):
@@ -91,7 +91,8 @@ def read_split(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> 
     split, header
         What to read.
     ahead : callable, optional
-        For JSON: has the files read in another thread. Parsing stays in the thread of the caller.
+        Has the files read and decompressed in another thread, stretch by stretch. What needs Python's lock, parsing
+        lines and cutting batches, stays in the thread of the caller.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def read_split(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> 
     if header.format == "parquet":
         from cortex_dask.io.parquet import read_parquet
 
-        return read_parquet(split, header)
+        return read_parquet(split, header, ahead)
     from cortex_dask.io.jsonlines import read_json
 
     return read_json(split, header, ahead)

@@ -30,6 +30,7 @@ _MOST_ROWS = 100_000
 
 _AT_ONCE = 4 * 1024 * 1024
 _TABLES_AT_ONCE = 256
+_SLICED = 64 * 1024
 
 
 class NeedsSchema(Exception):  # noqa: N818 - an outcome, not a fault
@@ -201,7 +202,10 @@ class StagedPart:
             if rows := table.num_rows:
                 self.rows += rows
                 self._waiting.append(table)
-                self._waiting_bytes += table.nbytes
+                size = table.nbytes if isinstance(table, EncodedRows) else table.get_total_buffer_size()
+                if size > _SLICED:  # perhaps of a buffer of which the table is a slice; to look closer takes longer
+                    size = table.nbytes
+                self._waiting_bytes += size
         if not self._threaded or self._waiting_bytes >= _AT_ONCE or len(self._waiting) >= _TABLES_AT_ONCE:
             self._pass_on()
 

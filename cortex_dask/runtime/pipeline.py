@@ -22,7 +22,7 @@ from cortex_dask.io.json_rows import EncodedRows, row_encoder
 from cortex_dask.io.reading import Ahead, BadLine, Batch, UnreadableInput, read_split
 from cortex_dask.io.records import Cause, SplitTask
 from cortex_dask.io.settings import JobSettings
-from cortex_dask.io.splits import PlanHeader, Split
+from cortex_dask.io.splits import BatchFormat, PlanHeader, Split
 from cortex_dask.io.store import Store
 from cortex_dask.runtime import logs
 from cortex_dask.runtime.batch import Attempts, Fit, Rows, Work
@@ -38,10 +38,10 @@ __all__ = ["Attempt", "Job", "NeedsSchema", "run_attempt"]
 
 _READ_AHEAD = 32 * 1024 * 1024  # bytes of small batches that wait for the handler, and again for the writer
 _ROW = 200  # bytes of a row, where the plan does not know
-#: Bytes of a batch of JSON up to which it is parsed by the thread that handles it. Parsing keeps Python's lock, so a
-#: thread of its own helps only while the handler does without it, and makes the handler wait for the lock afterwards.
+#: Bytes of a batch up to which it is cut, or parsed, by the thread that handles it. That keeps Python's lock, so a
+#: thread of its own helps only while the handler does without, and makes the handler wait for the lock afterwards.
 _SMALL = 64 * 1024
-_BLOCK = 4 * 1024 * 1024  # the largest stretch of a file that is read at once
+_QUICK: tuple[BatchFormat, ...] = ("records", "numpy", "pyarrow")  # a payload of few rows takes microseconds to make
 _JOIN_SECONDS = 5.0
 
 Notify = Callable[[dict[str, Any]], None]
@@ -288,12 +288,9 @@ class _Run:
             return self._read()
         size = self._bytes_per_row()
         header = self._job.header
-        if header.format == "json" and header.batch_size * size <= _SMALL:
-            return self._read(self._blocks_ahead)
+        if header.batch_size * size <= _SMALL and self._job.settings.batch_format in _QUICK:
+            return self._read(self._ahead)
         return self._ahead(self._read(), lambda item: item.batch.rows * size if isinstance(item, Work) else _ROW)
-
-    def _blocks_ahead(self, blocks: Iterator[Any]) -> Iterator[Any]:
-        return self._ahead(blocks, lambda block: _BLOCK)
 
     def _ahead(self, items: Iterator[T], size: Callable[[T], int]) -> Iterator[T]:
         """Yield what a reader thread takes from ``items``."""

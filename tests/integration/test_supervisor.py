@@ -220,8 +220,8 @@ def test_a_reader_that_crashes_costs_the_rest_of_the_split_but_not_what_was_read
     import cortex_dask.io.parquet as parquet
     import cortex_dask.runtime.pipeline as pipeline
     real = pipeline.read_split
-    def read_split(split, header):
-        for item in real(split, header):
+    def read_split(split, header, *ahead):
+        for item in real(split, header, *ahead):
             if item.index == 6:
                 os.kill(os.getpid(), signal.SIGSEGV)
             yield item
@@ -273,8 +273,8 @@ def test_a_reader_that_hangs_is_a_stall(make: Make) -> None:
     handler = """
     import cortex_dask.runtime.pipeline as pipeline
     real = pipeline.read_split
-    def read_split(split, header):
-        for item in real(split, header):
+    def read_split(split, header, *ahead):
+        for item in real(split, header, *ahead):
             if item.index == 6:
                 time.sleep(60)
             yield item

@@ -7,7 +7,7 @@ import gzip
 import itertools
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,14 @@ def test_files_that_another_thread_reads_give_the_same(tmp_path: Path) -> None:
     ]
     threads: set[int] = set()
 
-    def ahead(items: Iterator[Any]) -> Iterator[Any]:
+    def ahead(items: Iterator[Any], size: Callable[[Any], int]) -> Iterator[Any]:
         with ThreadPoolExecutor(1) as pool:
             while True:
                 item = pool.submit(next, items, None).result()
                 threads.add(pool.submit(threading.get_ident).result())
                 if item is None:
                     return
+                assert 0 <= size(item) <= 1 << 20
                 yield item
 
     def found(items: Iterator[Any]) -> list[Any]:

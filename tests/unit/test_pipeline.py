@@ -269,18 +269,41 @@ def test_small_batches_are_read_ahead_by_blocks(tmp_path: Path, monkeypatch: pyt
     assert no_threads_left()
 
 
+def test_small_batches_are_cut_from_what_was_decoded_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cortex_dask.io import parquet
+
+    monkeypatch.setattr(parquet, "_STRETCH_ROWS", 25)
+    decoded, decoders = threading.Event(), set()
+    real = parquet.RowReader.rows
+
+    def rows(self: Any, *where: Any) -> Iterator[Any]:
+        for number, stretch in enumerate(real(self, *where)):
+            decoders.add(threading.current_thread().name)
+            if number == 1:
+                decoded.set()
+            yield stretch
+
+    monkeypatch.setattr(parquet.RowReader, "rows", rows)
+    loop = Loop(tmp_path, lambda payload: decoded.wait(10) and payload)
+    record = loop.run()
+    assert [row["n"] for row in loop.rows(record)] == list(range(100))
+    assert decoders == {"cortex-dask-reader"}
+    assert no_threads_left()
+
+
 def test_stages_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reader fetches the third batch while the first is handled, and it does not wait for the writer."""
     seen = threading.Event()
     real = pipeline.read_split
 
-    def read_split(split: Any, header: Any) -> Iterator[Any]:
-        for item in real(split, header):
+    def read_split(split: Any, header: Any, *ahead: Any) -> Iterator[Any]:
+        for item in real(split, header, *ahead):
             if item.index == 2:
                 seen.set()
             yield item
 
     monkeypatch.setattr(pipeline, "read_split", read_split)
+    monkeypatch.setattr(pipeline, "_SMALL", 0)
     loop = Loop(tmp_path, lambda payload: seen.wait(10) and payload)
     assert loop.run().rows_out == 100
 
@@ -293,8 +316,8 @@ def test_what_raises_outside_of_the_handler_unwinds_everything(
     real_read, real_write = pipeline.read_split, PartWriter.write
     tables: list[pa.Table] = []
 
-    def broken_read(split: Any, header: Any) -> Iterator[Any]:
-        for item in real_read(split, header):
+    def broken_read(split: Any, header: Any, *ahead: Any) -> Iterator[Any]:
+        for item in real_read(split, header, *ahead):
             if item.index == 500:
                 raise StorageError("reading fails")
             yield item
@@ -323,8 +346,8 @@ def test_a_reader_that_fails_in_the_middle_keeps_what_it_had_read(
 ) -> None:
     real = pipeline.read_split
 
-    def read_split(split: Any, header: Any) -> Iterator[Any]:
-        for item in real(split, header):
+    def read_split(split: Any, header: Any, *ahead: Any) -> Iterator[Any]:
+        for item in real(split, header, *ahead):
             if item.index == 6:
                 raise OSError("the disk is gone")
             yield item
@@ -341,7 +364,7 @@ def test_a_reader_that_fails_in_the_middle_keeps_what_it_had_read(
 
 def test_a_reader_that_ends_too_early_loses_nothing_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = pipeline.read_split
-    monkeypatch.setattr(pipeline, "read_split", lambda split, header: list(real(split, header))[:8])
+    monkeypatch.setattr(pipeline, "read_split", lambda split, header, *ahead: list(real(split, header, *ahead))[:8])
     record = Loop(tmp_path, lambda payload: payload).run()
     assert [failure.batch for failure in record.failures] == [8, 9]
 
@@ -350,8 +373,8 @@ def test_memory_is_bounded_by_a_few_batches(tmp_path: Path, monkeypatch: pytest.
     read: list[int] = []
     real = pipeline.read_split
 
-    def read_split(split: Any, header: Any) -> Iterator[Any]:
-        for item in real(split, header):
+    def read_split(split: Any, header: Any, *ahead: Any) -> Iterator[Any]:
+        for item in real(split, header, *ahead):
             read.append(item.index)
             yield item
 
@@ -381,7 +404,7 @@ def test_a_split_that_repeats_failures_handles_only_those(tmp_path: Path, overla
 def test_metrics_of_a_split_that_fails_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(tmp_path, lambda payload: loop.context.metrics.increment("rows", len(payload)))
     loop.context.metrics.increment("started")  # as by __init__
-    monkeypatch.setattr(pipeline, "read_split", lambda split, header: (_ for _ in ()).throw(StorageError("no")))
+    monkeypatch.setattr(pipeline, "read_split", lambda *arguments: (_ for _ in ()).throw(StorageError("no")))
     with pytest.raises(StorageError):
         loop.run()
     monkeypatch.undo()
