@@ -117,10 +117,15 @@ class PlainDisplay:
         self._environment = environment
         self._clock = clock
         self._shown: tuple[str, float, float] | None = None  # status, share and time of the last line
+        self._notice = ""
 
     def update(self, status: Status) -> None:
         """Write a line, if it is time for one."""
         progress = Progress.from_status(status)
+        if (notice := notice_of(status)) != self._notice:
+            self._notice = notice
+            if notice:
+                self._stream.write(f"{time.strftime('%H:%M:%S')} {status.get('api_name', 'job')}: {notice}\n")
         share, now = progress.share or 0.0, self._clock()
         if self._shown is not None:
             word, last_share, last_time = self._shown
@@ -149,6 +154,7 @@ class TerminalDisplay:
         self._environment = environment
         self._bars: Bars | None = None
         self._task: TaskID | None = None
+        self._notice = ""
 
     def update(self, status: Status) -> None:
         """Draw the bar anew."""
@@ -156,6 +162,10 @@ class TerminalDisplay:
         if progress.over:
             return
         bars, task = self._started(status)
+        if (notice := notice_of(status)) != self._notice:
+            self._notice = notice
+            if notice:
+                bars.console.print(notice, markup=False, highlight=False, soft_wrap=True)
         total = progress.batches_total
         bars.update(
             task,
@@ -220,6 +230,12 @@ class NotebookDisplay:
 
     def close(self) -> None:
         """Do nothing: the last document stays."""
+
+
+def notice_of(status: Status) -> str:
+    """Return what keeps a running job from going on, e.g. that no node has room for its workers."""
+    over = status.get("abandoned") or Progress.from_status(status).over
+    return "" if over else str(status.get("status_reason") or "")
 
 
 def progress_line(status: Status) -> str:

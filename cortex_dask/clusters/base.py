@@ -126,6 +126,10 @@ class Cluster(ABC):
     def close(self) -> None:
         """End the job's handler processes, and everything that :meth:`start` started."""
 
+    def notice(self) -> str:
+        """Return what people should know while the job runs, e.g. why there are no workers; asked for every second."""
+        return ""
+
     def describe(self) -> str:
         """Return one line for people."""
         return f"{self.name} with {self.slots()} slots"

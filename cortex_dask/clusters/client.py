@@ -16,6 +16,7 @@ import orjson
 
 from cortex_dask.clusters.base import Cluster, Done, Report, WorkerLost
 from cortex_dask.clusters.mailbox import Mailbox, letter
+from cortex_dask.clusters.notice import Notice
 from cortex_dask.clusters.scaling import Scaling
 from cortex_dask.errors import ClusterError, SpecError
 from cortex_dask.io.records import Outcome, SplitTask
@@ -75,6 +76,7 @@ class DaskCluster(Cluster):
         self._recovering: threading.Thread | None = None
         self._lost: ClusterError | None = None
         self._needed: dict[str, str | None] = {}  # the versions that a worker has to have
+        self._notice = Notice(self.trouble)
         #: Set when the cluster is not wanted any more: whoever waits for it to come up gives up.
         self.closing = threading.Event()
 
@@ -238,10 +240,19 @@ class DaskCluster(Cluster):
 
     def want(self, splits_left: int) -> None:
         """Ask for as many workers as there is work for."""
+        self._notice.look(is_missing=self.is_ready() and self._is_short(splits_left))
         if self._scaling is not None and self.is_ready():
             self._scaling.want(splits_left)
 
     # a scheduler that is lost ---------------------------------------------------------------------------------------
+
+    def _is_short(self, splits_left: int) -> bool:
+        """Whether workers are missing, and :meth:`trouble` tells why: by default when there is none at all."""
+        return not any(self._threads.values())
+
+    def notice(self) -> str:
+        """Return why workers are missing."""
+        return self._notice.text
 
     def is_ready(self) -> bool:
         """Return whether splits can be sent."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cortex_dask.clusters.kube_api import KubeApi, Refused
@@ -27,6 +27,7 @@ _FINGERPRINT = "cortex-dask/fingerprint"
 _JOB_URL = "cortex-dask/job-url"
 _POLL_SECONDS = 0.5
 _OPERATOR_SECONDS = 60.0  # an operator that runs has acted long before
+_PATIENCE = 10.0  # seconds in which a scheduler comes up, as a rule, and nothing has to be said
 _GONE_SECONDS = 15.0  # for a cluster to go; with its operator this takes about a second
 
 
@@ -43,15 +44,25 @@ class OperatedCluster:
         A token of the coordinator that looks after it.
     closing : threading.Event
         Set when nobody waits for the cluster any longer.
+    tell : callable
+        Takes what is waited for, once that takes its time.
     """
 
-    def __init__(self, api: KubeApi, manifest: Mapping[str, Any], owner: str, closing: threading.Event) -> None:
+    def __init__(
+        self,
+        api: KubeApi,
+        manifest: Mapping[str, Any],
+        owner: str,
+        closing: threading.Event,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         metadata = manifest["metadata"]
         annotations = {**metadata["annotations"], _OWNER: owner}
         self._manifest = {**manifest, "metadata": {**metadata, "annotations": annotations}}
         self._api = api
         self._owner = owner
         self._closing = closing
+        self._tell = tell
         self.name: str = metadata["name"]
 
     @property
@@ -126,7 +137,10 @@ class OperatedCluster:
                 found = Trouble(f"{found.reason if found else self._ignored()} ({_OPERATOR_SECONDS:.0f} s)", True)
             if found is not None and found.is_hopeless:
                 raise ClusterError(f"{self.where} does not come up: {found.reason}")
-            self._pause(deadline, found.reason if found else "its scheduler's pod starts, and does not answer yet")
+            reason = found.reason if found else "its scheduler's pod starts, and does not answer yet"
+            if time.monotonic() - begun > _PATIENCE:
+                self._tell(f"waiting for the cluster: {reason}")
+            self._pause(deadline, reason)
 
     def scheduler(self) -> dict[str, Any] | None:
         """Return the scheduler's pod when it answers."""

@@ -67,12 +67,13 @@ class Kubernetes(DaskCluster):
         name = manifest["metadata"]["name"]
         is_detached = kubernetes_runner.is_here()
         self._record = records.keep(self._job_url, self.name, name, api.namespace, is_detached=is_detached)
-        self._cluster = OperatedCluster(api, manifest, self._token, self.closing)
+        self._cluster = OperatedCluster(api, manifest, self._token, self.closing, self._notice.say)
         self._cluster.claim(deadline)
         pod = self._cluster.await_scheduler(deadline)
         client = self._client_of(pod, deadline)
         # Not before: workers that wait for a scheduler that never runs would cost money, and nobody would remove them.
         self._asked = first_workers(self.settings, self.threads_per_worker)
+        self._notice.say("")
         self._cluster.grow(self._asked)
         return client
 
@@ -148,6 +149,9 @@ class Kubernetes(DaskCluster):
             # They take no new split from here on; their pods, and not their processes, are ended below.
             self.client.retire_workers(workers=idle, close_workers=False, remove=False)
         self._cluster.let_go(chosen)
+
+    def _is_short(self, splits_left: int) -> bool:
+        return len(self._threads) < self._asked
 
     def _workers(self) -> dict[str, Any]:
         found: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]

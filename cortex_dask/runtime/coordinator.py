@@ -144,6 +144,7 @@ class Coordinator:
         self._cluster = cluster
         self._settings = job.settings()
         self._board = StatusBoard(self._settings)
+        self._board.notice = cluster.notice
         self._pulse = Pulse(job, self._board, on_status)
         self._ledger = Ledger(job.store)
         self._output = OutputDirectory(self._settings.output, self._settings.job_id) if self._settings.output else None

@@ -45,6 +45,7 @@ class StatusBoard:
         self.coordinator_id = uuid.uuid4().hex
         self.status = "enqueuing"
         self.reason = ""
+        self.notice: Callable[[], str] = lambda: ""  # what people should know while the job runs
         self.start_time: float | None = None
         self.end_time: float | None = None
         self.tally: Tally | None = None
@@ -144,7 +145,7 @@ class StatusBoard:
             "config": settings.job_config,
             "timeout": settings.limits.timeout,
             "status": self.status,
-            "status_reason": self.reason,
+            "status_reason": self.reason or ("" if final else self.notice()),
             "total_batch_count": total,
             "total_batch_count_exact": tally.total_is_exact if tally else False,
             "batches_in_queue": max(total - done, 0),
