@@ -11,7 +11,8 @@ from cortex_dask.io.splits import Split
 
 __all__ = ["SplitSource"]
 
-_CHUNK = 20_000  # splits in memory at a time: some tens of megabytes, whatever the size of the plan
+#: Splits in memory at a time, and pieces of theirs: some tens of megabytes, whatever the size of the plan.
+_CHUNK, _PIECES = 20_000, 100_000
 
 
 class SplitSource:
@@ -82,8 +83,19 @@ class SplitSource:
         if self._by_size is not None and not self._by_size:
             self._in_order = []
         while not self._in_order and not self._exhausted:
-            chunk = list(itertools.islice(self._splits, _CHUNK))
-            self._exhausted = len(chunk) < _CHUNK
+            chunk = self._chunk()
+            self._exhausted = not chunk
             self._in_order = [split for split in reversed(chunk) if not self._is_done(split.number)]
             self._by_size = None
             self._taken.clear()
+
+    def _chunk(self) -> list[Split]:
+        """Return the next splits of the plan; none at its end."""
+        chunk: list[Split] = []
+        pieces = 0
+        for split in self._splits:
+            chunk.append(split)
+            pieces += len(split.pieces)
+            if len(chunk) == _CHUNK or pieces >= _PIECES:
+                break
+        return chunk

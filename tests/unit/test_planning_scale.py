@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cortex_dask.io import packing
+from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.packing import Load, pack
 from cortex_dask.io.planning import plan
-from cortex_dask.io.splits import DatasetInput, Piece, Plan
+from cortex_dask.io.splits import DatasetInput, Piece, Plan, Split
+from cortex_dask.runtime.source import SplitSource
 
 GIB = 1 << 30
 GROUP_ROWS = 1 << 20
@@ -87,3 +90,35 @@ def test_a_hundred_thousand_tiny_files_are_packed_into_few_splits() -> None:
 def test_a_batch_may_need_more_files_than_a_split_has_otherwise() -> None:
     packed = list(pack([tiny(number) for number in range(30_000)], target=1.0, batch_size=100_000))
     assert [sum(load.rows for load in split) for split in packed] == [100_000] * 3
+
+
+def test_a_plan_of_packed_files_is_written_and_read_some_megabytes_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortex_dask.io.job_directory._CHUNK", 10_000)
+    monkeypatch.setattr("cortex_dask.runtime.source._PIECES", 100)
+    pieces = tuple(tiny(number).piece for number in range(30))
+    splits = [Split(number, pieces, 300, 1, 6000) for number in range(20)]
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    header = plan(DatasetInput((str(tmp_path / "x.parquet"),)), workers=1).header
+    job = JobDirectory(str(tmp_path / "job"))
+    job.write_plan(header, splits)
+    chunks = job.store.sizes("plan/splits-")
+    assert len(chunks) == 5
+    assert max(chunks.values()) < 20_000
+    assert list(job.splits()) == splits
+    read = 0
+
+    def reading() -> Iterator[Split]:
+        nonlocal read
+        for split in job.splits():
+            read += 1
+            yield split
+
+    source = SplitSource(reading(), lambda number: number == 7)
+    found = []
+    while (split := source.next(in_order=False)) is not None:
+        found.append(split.number)
+        assert read <= 4 * (1 + len(found) // 4) + 4
+    assert found == [number for number in range(20) if number != 7]
+    assert source.empty
