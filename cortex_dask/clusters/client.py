@@ -349,7 +349,7 @@ class DaskCluster(Cluster):
             futures = self.client.map(
                 eval,
                 [_RUN_SPLIT] * len(tasks),
-                [{"data": orjson.dumps(task.to_json()), "needed": self._needed} for task, _ in tasks],
+                [{"data": orjson.dumps(task), "needed": self._needed} for task, _ in tasks],
                 key=[self._key(task) for task, _ in tasks],
                 pure=False,
                 retries=0,
@@ -487,12 +487,12 @@ def run_split(data: bytes, needed: dict[str, str | None]) -> bytes:
 
     task = SplitTask.from_json(orjson.loads(data))
     if needed and (misfit := versions.unfit(needed)) is not None:
-        return orjson.dumps(Outcome("worker error", task.split.number, message=misfit).to_json())
+        return orjson.dumps(Outcome("worker error", task.split.number, message=misfit))
     from cortex_dask.runtime.supervisor import run_split as supervise
 
     worker = get_worker()
     topic = _topic(task.job_url)
-    outcome = orjson.dumps(supervise(task, lambda event: worker.log_event(topic, event)).to_json())
+    outcome = orjson.dumps(supervise(task, lambda event: worker.log_event(topic, event)))
     key = worker.get_current_task()
     token = str(key[-1]) if isinstance(key, tuple) else ""
     if (event := letter((token, task.split.number, task.attempt), outcome)) is not None:

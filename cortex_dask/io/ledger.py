@@ -89,7 +89,7 @@ class Ledger:
         foreign: list[SplitRecord] = []
         while fresh := self._fresh(records):
             try:
-                self._store.create(_segment(self._next), b"\n".join(orjson.dumps(record.to_json()) for record in fresh))
+                self._store.create(_segment(self._next), b"\n".join(orjson.dumps(record) for record in fresh))
             except FileExistsError:
                 # Another coordinator was first, or an append of ours took effect although it was reported as failed.
                 for record in self.refresh():
