@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from cortex_dask.errors import CortexDaskError, DatasetError
 from cortex_dask.io.faults import explain, shown_url
-from cortex_dask.io.s3_keys import is_s3, s3_keys
+from cortex_dask.io.s3_keys import is_s3, s3_glob, s3_keys
 from cortex_dask.io.sources import local_path, read_range, tag_of
 from cortex_dask.io.splits import FileFormat
 from cortex_dask.io.store import persist
@@ -166,10 +166,11 @@ def _expand_remote(url: str) -> list[InputFile]:
     entry = _entry(fs, path, url)
     if entry is not None and entry["type"] != "directory" and not url.endswith("/"):
         return [_remote_file(fs, entry, url, path, "")]
-    if entry is not None and is_s3(fs, url):
-        keys = s3_keys(fs, f"{base}/", url)
+    if is_s3(fs, url) and (entry is not None or _has_pages(path)):
+        keys = s3_keys(fs, f"{base}/", url) if entry is not None else s3_glob(fs, path, url)
+        base = base if entry is not None else _fixed_folder(path)
         found = (info for info in keys if info["name"][-1] != "/" and not _hidden(info["name"], base))
-        return [_remote_file(fs, info, url, path, base) for info in found]
+        return sorted((_remote_file(fs, info, url, path, base) for info in found), key=lambda file: file.path)
     if entry is not None:
         entries = persist(lambda: fs.find(path, detail=True), url)
     elif _MAGIC.search(path):
@@ -182,6 +183,11 @@ def _expand_remote(url: str) -> list[InputFile]:
         raise FileNotFoundError(path)
     visible = (name for name in sorted(entries) if not name.endswith("/") and not _hidden(name, base))
     return [_remote_file(fs, {**entries[name], "name": name}, url, path, base) for name in visible]
+
+
+def _has_pages(pattern: str) -> bool:
+    """Whether a pattern of keys can be followed folder by folder."""
+    return _MAGIC.search(pattern) is not None and "**" not in pattern and not _MAGIC.search(pattern.partition("/")[0])
 
 
 def _entry(fs: Any, path: str, url: str) -> dict[str, Any] | None:
