@@ -12,6 +12,7 @@ import pytest
 from tests.faulty_s3 import FaultyS3
 
 if TYPE_CHECKING:
+    from tests.gateway_server import GatewayServer
     from tests.s3 import S3Server
 
 
@@ -60,6 +61,18 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "store")
     return f"{request.getfixturevalue('s3')}/store"
+
+
+@pytest.fixture(scope="session")
+def gateway_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
+    """A Dask Gateway on loopback; one for each process of the test run."""
+    from tests import gateway_server
+
+    reason = gateway_server.missing()
+    if reason is not None:
+        pytest.skip(f"no Dask Gateway can be run here: {reason}")
+    with gateway_server.GatewayServer(tmp_path_factory.mktemp("gateway")) as server:
+        yield server
 
 
 _caches: dict[frozenset[tuple[str, str]], dict[str, object]] = {}

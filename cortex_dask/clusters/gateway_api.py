@@ -56,6 +56,11 @@ class GatewayApi:
             ) from None
         import dask
 
+        # Its import adds defaults to the configuration. Those that it adds within ``with dask.config.set(gateway=…)``
+        # are gone when that is left, and it is imported only once.
+        for defaults in dask.config.defaults:
+            if "gateway" in defaults:
+                dask.config.update(dask.config.config, {"gateway": defaults["gateway"]}, priority="old")
         self._module = dask_gateway
         self._seconds = seconds
         configured = dask.config.get("gateway.address", None)

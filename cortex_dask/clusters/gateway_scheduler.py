@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 _KEY = "cortex-dask"  # of the scheduler's extensions
 _PERIOD = 1.0
+_SILENT_SECONDS = 60.0  # a client that is connected sends a heartbeat every five; one whose network is gone does not
 _REFUSALS = 5  # of the gateway to end the cluster, before the scheduler ends itself
 _REFUSED_SECONDS = 10.0
 
@@ -100,11 +101,8 @@ class Attendant:
         from distributed.metrics import time as now
 
         clients = self._scheduler.clients
-        # A client sends a heartbeat every five seconds: one whose network is gone is still listed, but does not.
-        seen = (now() - clients[each].last_seen for each in self._coordinators if each in clients)
-        since = min(seen, default=None)
-        if since is not None:
-            self._last_used = max(self._last_used, time.monotonic() - since)
+        if any(now() - clients[each].last_seen < _SILENT_SECONDS for each in self._coordinators if each in clients):
+            self._last_used = time.monotonic()
         if time.monotonic() - self._last_used < self._idle_timeout:
             return False
         _log.warning("no coordinator for %.0f s: the cluster ends", self._idle_timeout)
