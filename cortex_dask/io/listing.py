@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 from cortex_dask.errors import CortexDaskError, DatasetError
 from cortex_dask.io.faults import explain, shown_url
+from cortex_dask.io.file_systems import connect
 from cortex_dask.io.s3_keys import is_s3, s3_glob, s3_keys
 from cortex_dask.io.sources import local_path, read_range, tag_of
 from cortex_dask.io.splits import FileFormat
@@ -158,9 +159,7 @@ def _local_file(path: str, stat: os.stat_result, keys: tuple[tuple[str, str], ..
 
 
 def _expand_remote(url: str) -> list[InputFile]:
-    from fsspec.core import url_to_fs
-
-    fs, path = url_to_fs(url)
+    fs, path = connect(url)
     persist(lambda: fs.invalidate_cache(), url)
     base = path.rstrip("/")
     entry = _entry(fs, path, url)

@@ -17,6 +17,7 @@ from typing import Any
 
 from cortex_dask.errors import CortexDaskError, DatasetError
 from cortex_dask.io.faults import explain, shown_url
+from cortex_dask.io.file_systems import connect
 from cortex_dask.io.globs import PathFilter
 from cortex_dask.io.listing import InputFile
 from cortex_dask.io.s3_keys import is_s3, s3_keys
@@ -133,9 +134,7 @@ def _walk(folder: str, start: str, parents: tuple[str, ...]) -> Iterator[InputFi
 
 
 def _remote(prefix: str) -> Iterator[InputFile]:
-    from fsspec.core import url_to_fs
-
-    fs, path = url_to_fs(prefix)
+    fs, path = connect(prefix)
     if prefix.endswith("/") and not path.endswith("/"):
         path += "/"
     persist(lambda: fs.invalidate_cache(), prefix)

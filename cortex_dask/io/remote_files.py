@@ -16,6 +16,7 @@ from typing import Any
 
 from cortex_dask.errors import InputError, StorageError
 from cortex_dask.io.faults import error_code, is_transient, transient_code
+from cortex_dask.io.file_systems import connect
 from cortex_dask.io.store import StagedFile, persist
 
 __all__ = ["RemoteFiles"]
@@ -42,8 +43,6 @@ _KEYS_PER_DELETE = 1000  # the limit of S3's DeleteObjects
 
 #: What botocore tries by itself; a setting of the user's stands. Its default may sleep for many seconds.
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 3}
-#: Requests at a time, opened as they are needed. botocore's default is 10, whatever the number of threads that ask.
-_S3_CONNECTIONS = 64
 #: How often s3fs tries a request whose connection was dropped: for readers that use it directly.
 _S3FS_TRIES = 2
 
@@ -54,14 +53,12 @@ class RemoteFiles:
     """The files below one folder of an fsspec file system (see :class:`cortex_dask.io.store.Files`)."""
 
     def __init__(self, url: str) -> None:
-        from fsspec.core import url_to_fs
-
         self._url = url
         self._protocol = url.partition("://")[0]
         self._s3 = self._protocol in _S3
         self.uploads_unseen = self._protocol in _UNSEEN_UPLOADS
         self._process = os.getpid()
-        self._fs, self._root = url_to_fs(url, **_options(self._protocol))
+        self._fs, self._root = connect(url, **_options(self._protocol))
         if self._s3:
             self._fs.retries = _S3FS_TRIES
 
@@ -349,12 +346,8 @@ def _abandon(upload: Any) -> None:
 def _options(protocol: str) -> dict[str, Any]:
     """Return what to make a file system with, beside the user's configuration."""
     options: dict[str, Any] = {"use_listings_cache": False} if protocol in _LISTINGS_CACHE else {}
-    if protocol in _S3:
-        from fsspec.config import conf
-
-        retries = {} if {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys() else {"retries": _S3_RETRIES}
-        configured = conf.get(protocol, {}).get("config_kwargs", {})
-        options["config_kwargs"] = {"max_pool_connections": _S3_CONNECTIONS, **retries, **configured}
+    if protocol in _S3 and not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+        options["config_kwargs"] = {"retries": _S3_RETRIES}
     return options
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 
 from cortex_dask.errors import CortexDaskError
 from cortex_dask.io.faults import explain, is_transient
+from cortex_dask.io.file_systems import connect
 from cortex_dask.io.reading import UnreadableInput
 from cortex_dask.io.store import persist
 
@@ -91,9 +92,7 @@ class _RemoteFile(io.RawIOBase):
     """A file on an fsspec file system: one request per read, tried again when the store stumbles."""
 
     def __init__(self, path: str, size: int, tag: str) -> None:
-        from fsspec.core import url_to_fs
-
-        fs, name = url_to_fs(path)
+        fs, name = connect(path)
         fs.invalidate_cache(name)
         # An open s3fs file asks for the version that it found when it was opened (If-Match).
         self._file: Any = io.BytesIO()  # what is closed if the next line fails
@@ -158,9 +157,7 @@ def read_range(path: str, start: int, stop: int) -> bytes:
         with open(local, "rb", buffering=0) as file:
             file.seek(start)
             return file.read(stop - start)
-    from fsspec.core import url_to_fs
-
-    fs, name = url_to_fs(path)
+    fs, name = connect(path)
     return cast(bytes, persist(lambda: fs.cat_file(name, start=start, end=stop), path))
 
 
@@ -194,15 +191,13 @@ def read_ranges(wanted: Sequence[tuple[str, int, int]], *, at_once: int) -> list
 
 def remote_names(paths: Sequence[str]) -> Iterator[tuple[Any, list[str], list[int]]]:
     """Yield file systems, what they call the files that they hold, and where those stand among the paths."""
-    from fsspec.core import url_to_fs
-
     groups: dict[str, list[int]] = {}
     for place, path in enumerate(paths):
         protocol, _, rest = path.partition("://")
         server = path if "::" in path else f"{protocol}://{rest.partition('/')[0]}"
         groups.setdefault(server, []).append(place)
     for places in groups.values():
-        fs, first = url_to_fs(paths[places[0]])
+        fs, first = connect(paths[places[0]])
         yield fs, [first, *(fs._strip_protocol(paths[place]) for place in places[1:])], places
 
 
