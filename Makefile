@@ -96,7 +96,7 @@ $(VENV)/.installed-test: $(VENV)/.created pyproject.toml
 
 $(VENV)/.installed-kubernetes: $(VENV)/.created pyproject.toml
 	@echo "Installing what the tests on Kubernetes need into $(VENV)"
-	$(call pip-install,[test,test-kubernetes])
+	$(call pip-install,[test,kubernetes])
 
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
 	@echo "Installing cortex_dask with what its checks need into $(VENV)"

@@ -16,6 +16,8 @@ __all__ = ["KubernetesSpec"]
 _DNS_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
 _KEY_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+# https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity
+_QUANTITY = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 # AWS_SECRET_ACCESS_KEY, DB_PASSWORD, HF_TOKEN …; AWS_ACCESS_KEY_ID and TOKENIZERS_PARALLELISM are none.
 _SECRET = re.compile(r"(?:^|_)(?:SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIALS?|PRIVATE_KEY|API_?KEY)(?:$|_)", re.IGNORECASE)
@@ -102,7 +104,21 @@ def _template(value: dict[str, Any]) -> dict[str, Any]:
         for variable in container.get("env") or ():
             if isinstance(variable, Mapping) and isinstance(variable.get("name"), str) and variable.get("value"):
                 _no_secret(variable["name"])
+        _quantities(container.get("resources"))
     return value
+
+
+def _quantities(resources: Any) -> None:
+    """Refuse quantities that Kubernetes does not read: it would not say which, or where."""
+    for kind in ("requests", "limits"):
+        amounts = resources.get(kind) if isinstance(resources, Mapping) else None
+        for name, amount in amounts.items() if isinstance(amounts, Mapping) else ():
+            if amount is None:
+                continue  # it takes away what stands below
+            if isinstance(amount, bool) or not _QUANTITY.fullmatch(str(amount)):
+                raise ValueError(
+                    f"found {shown(amount)} for resources.{kind}.{name}; allowed are quantities such as 500m, 2 or 4Gi"
+                )
 
 
 def _containers(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -52,6 +52,8 @@ class Backend(ABC):
     cannot: ClassVar[Mapping[str, str]] = {}
     #: How long the suite waits for a cluster to come, a job to end, a worker to be replaced.
     seconds: ClassVar[float] = 60.0
+    #: Whether somebody replaces a lost scheduler: then jobs go on by themselves.
+    replaces_schedulers: ClassVar[bool] = False
     #: How long what a killed submitter leaves may stay (the idle timeout that :attr:`options` set, and a bit).
     leftover_seconds: ClassVar[float] = 30.0
 
@@ -122,6 +124,10 @@ class Backend(ABC):
     def workers(self, job: ClusterJob) -> int:
         """Return how many Dask workers run for the job now."""
         raise NotImplementedError
+
+    def keeps_record(self, job: ClusterJob) -> bool:
+        """Whether the job's ``cluster.json`` may stay, as something harmless does that it tells of."""
+        return False
 
     def leftovers(self, job: ClusterJob) -> list[str]:
         """Return what is still there of an ended job and should not be, as words: clusters, pods, secrets, processes.

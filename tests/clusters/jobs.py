@@ -225,7 +225,7 @@ class ClusterJob(FaultJob):
         who = self.status().get("coordinator") or {}
         if who.get("host") == here and lives(who["pid"]):
             found.append(f"coordinator {who['pid']}")
-        if JobDirectory(self.url).read_json("cluster.json") is not None:
+        if JobDirectory(self.url).read_json("cluster.json") is not None and not self.backend.keeps_record(self):
             found.append("cluster.json")
         return found + self.backend.leftovers(self)
 

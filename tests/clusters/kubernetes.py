@@ -34,6 +34,7 @@ class KubernetesBackend(Backend):
     name = "kubernetes"
     seconds: ClassVar[float] = 240.0
     leftover_seconds: ClassVar[float] = 90.0
+    replaces_schedulers: ClassVar[bool] = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -119,6 +120,10 @@ class KubernetesBackend(Backend):
 
     def workers(self, job: ClusterJob) -> int:
         return len([pod for pod in self.pods_of(job, "worker") if pod["status"].get("phase") == "Running"])
+
+    def keeps_record(self, job: ClusterJob) -> bool:
+        # by it `clusters gc` finds the runner that has ended, whose pod stays for its log
+        return bool(self.namespace.items("jobs", f"{_OURS}={job.job_id}"))
 
     def leftovers(self, job: ClusterJob) -> list[str]:
         found = self.namespace.items("daskclusters,daskautoscalers,daskjobs,jobs", f"{_OURS}={job.job_id}")

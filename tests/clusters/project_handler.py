@@ -17,8 +17,8 @@ from cortex_dask.io.store import Store
 class Handler:
     """Its ``config``: ``marks``, a folder in a store; ``gate``, a mark that batches wait for; ``seconds`` of each.
 
-    With ``gate_from`` only batches wait that have rows from this id on: a job sends many splits at a time when the first
-    rows of the first one have settled the output's schema.
+    With ``gate_from`` only batches wait that have rows from this id on: a job sends many splits at a time when the
+    first rows of the first one have settled the schema of its output.
     """
 
     def __init__(self, config):

@@ -88,6 +88,13 @@ def test_lose_the_scheduler(how: str, backend: Backend, new_job: NewJob) -> None
 
     backend.lose_scheduler(job)
 
+    if backend.replaces_schedulers:
+        assert command.wait(backend.seconds) == 0, job.said()
+        job.until_final()
+        result = job.check()
+        assert result.status["batch_metrics"]["failed"] == 0
+        assert sum(record.failed_attempts for record in result.records.values()) == 0
+        return
     if how == "--wait":
         assert command.wait(backend.seconds) == 1, job.said()
     handle = Job(job.url)

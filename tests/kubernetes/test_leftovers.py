@@ -9,6 +9,7 @@ from collections.abc import Callable
 import orjson
 import pytest
 
+from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.job import Job
 from tests.clusters.jobs import ClusterJob, Submission
 from tests.clusters.kubernetes import KubernetesBackend
@@ -45,6 +46,23 @@ def test_a_cluster_whose_submitter_was_killed(
 
     job.mark("open")
     assert job.resume().wait(kubernetes.seconds) == 0, job.said()
+    job.check()
+
+
+def test_a_runner_that_has_ended(namespace: Namespace, kubernetes: KubernetesBackend, new_job: NewJob) -> None:
+    job = new_job()
+    assert job.submit("--detach").wait(kubernetes.seconds) == 0, job.said()
+    job.until_final()
+    namespace.wait_for(lambda: not kubernetes.leftovers(job), "the runner to end", 60)
+
+    (pod,) = kubernetes.pods_of(job, "runner")
+    assert "succeeded" in namespace.kubectl("logs", pod["metadata"]["name"])
+    assert "1 ended" in result(job.command("clusters", "gc"))
+
+    namespace.wait_for(lambda: not kubernetes.pods_of(job, "runner"), "the runner's pod to go", 60)
+    assert not namespace.items("jobs", f"cortex-dask/job={job.job_id}")
+    assert JobDirectory(job.url).read_json("cluster.json") is None
+    assert "0 ended" in result(job.command("clusters", "gc"))
     job.check()
 
 

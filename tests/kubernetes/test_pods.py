@@ -27,6 +27,12 @@ def in_pod(namespace: Namespace, pod: str, code: str) -> Any:
     return orjson.loads(namespace.kubectl("exec", pod, "--", "python", "-c", code))
 
 
+def unscheduled(pods: list[dict[str, Any]]) -> str:
+    """Return why pods have no node."""
+    conditions = [item for pod in pods for item in pod["status"].get("conditions", ())]
+    return "; ".join(item.get("message", "") for item in conditions if item["type"] == "PodScheduled")
+
+
 def test_a_pod_has_what_the_api_says(namespace: Namespace, kubernetes: KubernetesBackend, new_job: NewJob) -> None:
     node = namespace.kubectl("get", "nodes", "--output=jsonpath={.items[0].metadata.name}")
     values = {"GREETING": "hello"}
@@ -46,9 +52,8 @@ def test_a_pod_has_what_the_api_says(namespace: Namespace, kubernetes: Kubernete
     job = new_job(gate="open", api=about)
     command = job.submit(workers="1")
     namespace.wait_for(lambda: kubernetes.pods_of(job, "worker"), "a worker's pod", 120)
-    namespace.wait_for(
-        lambda: "didn't match" in namespace.look(), "a worker that finds no node of its group", 60
-    )  # before any node is of the group
+    # before any node is of the group
+    namespace.wait_for(lambda: "didn't match" in unscheduled(kubernetes.pods_of(job, "worker")), "a pod without a node")
     namespace._run("label", "node", node, f"cortex-dask/node-group=group-{namespace.name}")
     try:
         (call,) = job.until_calls()
@@ -130,6 +135,22 @@ def test_the_operator_replaces_what_is_lost_and_the_job_goes_on(
     result = job.check()
     assert sum(record.failed_attempts for record in result.records.values()) == 0
     assert {call.host for call in job.calls()} - workers, "others have gone on"
+
+
+def test_a_node_is_drained(namespace: Namespace, kubernetes: KubernetesBackend, new_job: NewJob) -> None:
+    job = new_job(gate="open", gate_from=50)
+    command = job.submit()
+    namespace.wait_for(lambda: len({call.host for call in job.calls()}) == 2, "two workers at work", 120)
+
+    # with notice, as for a spot node that is reclaimed: the pods are told to end, and killed after some seconds
+    for pod in kubernetes.pods_of(job, "worker"):
+        namespace.kubectl("delete", "pod", name_of(pod), "--grace-period=3", "--wait=false")
+    job.mark("open")
+
+    assert command.wait(kubernetes.seconds) == 0, job.said()
+    result = job.check()
+    assert result.status["batch_metrics"]["failed"] == 0
+    assert sum(record.failed_attempts for record in result.records.values()) == 0
 
 
 def test_workers_come_when_there_is_work_and_go_when_there_is_none(

@@ -87,12 +87,23 @@ def test_an_image_without_cortex_dask(namespace: Namespace, kubernetes: Kubernet
 def test_a_bad_quantity_in_a_template(how: str, namespace: Namespace, new_job: NewJob) -> None:
     spec = {"containers": [{"name": "worker", "resources": {"limits": {"memory": "half"}}}]}
     job = new_job(api={"kubernetes": {"worker": {"spec": spec}}})
+
+    command = job.submit(how)
+
+    one_sentence(command, "kubernetes.worker", "'half' for resources.limits.memory", "quantities such as", code=2)
+    assert not made(namespace, job)
+
+
+@pytest.mark.parametrize("how", ["--wait", "--detach"])
+def test_a_pod_that_the_server_refuses(how: str, namespace: Namespace, new_job: NewJob) -> None:
+    resources = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
+    job = new_job(api={"kubernetes": {"worker": {"spec": {"containers": [{"resources": resources}]}}}})
     began = time.monotonic()
 
     command = job.submit(how)
 
-    one_sentence(command, "half", "quantit")
-    assert time.monotonic() - began < 30
+    one_sentence(command, "the worker's pod", "must be less than or equal to memory limit")
+    assert time.monotonic() - began < 45
     assert not made(namespace, job), "before anything is applied"
 
 

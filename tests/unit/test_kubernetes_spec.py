@@ -98,6 +98,19 @@ def test_what_cannot_be(given: dict[str, Any], words: str) -> None:
 # the command line over it ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("amount", ["1", "500m", "4Gi", "0.5", "1e3", "2E", 1, 2.5, None])
+def test_a_quantity(amount: object) -> None:
+    assert said(worker={"spec": {"containers": [{"resources": {"limits": {"memory": amount}}}]}})
+
+
+@pytest.mark.parametrize("amount", ["half", "1gb", "4 Gi", "", True])
+def test_what_is_no_quantity(amount: object) -> None:
+    words = complaint(pod={"spec": {"containers": [{"resources": {"requests": {"cpu": amount}}}]}})
+    assert "kubernetes.pod" in words
+    assert "resources.requests.cpu" in words
+    assert "4Gi" in words
+
+
 def test_options_go_over_the_api() -> None:
     api = {"namespace": "ml", "service_account": "a", "image_pull_policy": "Never", "env_from": [{"secret": "aws"}]}
 
