@@ -35,6 +35,8 @@ MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
 _STAGING = "_temporary"
 _LISTED = 10_000  # parts that are listed at a time
+_PUBLISHERS = 32  # server-side copies at a time on an object store
+_PUBLISHED = 1_000  # parts that are handed to them together
 
 
 def staging_prefix(job_id: str) -> str:
@@ -176,6 +178,27 @@ class OutputDirectory:
     def publish(self, part: Part) -> None:
         """Put a staged part in its final place; doing so again changes nothing."""
         self.store.publish(part.staged, part.name, part.bytes)
+
+    def publish_missing(self, parts: Iterable[Part], splits: int) -> None:
+        """Roll forward: put every part in place that is not there in its full size.
+
+        Parameters
+        ----------
+        parts, splits
+            As for :meth:`missing`.
+        """
+        if not self.eager:
+            self.unseal()
+        missing = self.missing(parts, splits)
+        if self.store.is_local:
+            for part in missing:
+                self.publish(part)
+            return
+        from concurrent.futures import ThreadPoolExecutor  # a handler process imports this module and has no need of it
+
+        with ThreadPoolExecutor(_PUBLISHERS) as pool:
+            while wave := list(itertools.islice(missing, _PUBLISHED)):  # what waits is in memory
+                list(pool.map(self.publish, wave))
 
     def discard(self, part: Part) -> None:
         """Remove a staged part of an attempt that did not count."""

@@ -11,10 +11,8 @@ import contextlib
 import itertools
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -27,7 +25,9 @@ from cortex_dask.io.output import OutputDirectory
 from cortex_dask.io.records import Outcome, Part, SplitRecord, SplitTask
 from cortex_dask.io.splits import PlanHeader, Split
 from cortex_dask.progress import COMPLETE_STATUSES, FINAL_STATUSES
+from cortex_dask.runtime.backups import Backups
 from cortex_dask.runtime.committer import Committer
+from cortex_dask.runtime.completion import complete
 from cortex_dask.runtime.delivery import make_delivery
 from cortex_dask.runtime.retries import plan_retries, read_retries
 from cortex_dask.runtime.schema_election import SchemaElection
@@ -48,12 +48,8 @@ SUSPICIOUS = 3
 #: How often a split is sent again because a store failed (each time after the store's own retries).
 STORAGE_BUDGET = 5
 _STORAGE_DELAY = 1.0  # seconds before the first of those, doubled each time
-_STORAGE_TROUBLE = 60.0  # seconds after such a failure in which slow splits are not taken for stragglers
-_BACKUP_CHECK = 1.0  # seconds between two looks for stragglers
 _STOP_CHECK = 1.0  # seconds between two looks for a request to stop
 _STOP_GRACE = 6.0  # seconds that running splits get to answer "stopped"
-_PUBLISHERS = 16  # server-side copies at a time on an object store
-_PUBLISHED = 1_000  # parts that are handed to them together
 
 
 def run_job(
@@ -151,16 +147,14 @@ class Coordinator:
         self._delivery = make_delivery(job, self._settings)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._window = Window()
-        self._backups: list[Split] = []  # that should have a second attempt, and wait for a slot
+        self._backups = Backups(self._window, self._settings.workers)
         self._lost: dict[int, int] = {}
         self._suspects: list[Split] = []
         self._alone = -1  # the last suspect that was sent
         self._storage_faults: dict[int, int] = {}
-        self._storage_failed_at = -_STORAGE_TROUBLE
         self._retries: dict[int, Split] = {}
         self._counted = 0  # splits whose records have been added up
         self._next_stop_check = 0.0
-        self._next_backup_check = 0.0
 
     # the story ------------------------------------------------------------------------------------------------------
 
@@ -335,7 +329,7 @@ class Coordinator:
             while self._counted < self._total_splits:
                 # A straggler needs a second slot, also where there are no more slots than splits that are left.
                 left = max(self._total_splits - self._counted, len(self._window))
-                self._cluster.want(left + len(self._backups))
+                self._cluster.want(left + len(self._backups.waiting))
                 self._fill_window()
                 if not self._window:
                     self._committer.hurry()
@@ -359,7 +353,7 @@ class Coordinator:
         if failed > total:  # malformed lines count as well, and belong to no batch
             reason = f"{failed} batches or malformed lines failed for good"
         if self._output is not None:
-            self._publish_all(self._output)
+            self._output.publish_missing(self._parts(), self._total_splits)
             replaced = self._job.read_json("plan/replaces.json") or []
             self._output.write_manifest(self._parts(), self._job.schema(), status, replaced)
         if self._delivery is not None:
@@ -411,18 +405,11 @@ class Coordinator:
 
     def _send_backups(self, free: int) -> None:
         """Start splits a second time that run far longer than their siblings, now that slots have nothing to do."""
-        now = time.monotonic()
-        if now < self._next_backup_check:
-            return
-        self._next_backup_check = now + _BACKUP_CHECK
-        # What a store holds up runs no faster elsewhere, and what takes workers down must not take two.
-        calm = now - self._storage_failed_at > _STORAGE_TROUBLE and self._settings.workers > 1
-        late = self._window.stragglers(now, done=self._counted, total=self._total_splits) if calm else ()
-        self._backups = [split for split in late if split.number not in self._lost]
-        for split in self._backups[:free]:
+        total = self._total_splits
+        splits = self._backups.take(free, time.monotonic(), done=self._counted, total=total, lost=self._lost)
+        for split in splits:
             _log.info("split %d takes far longer than others: it is started a second time", split.number)
-        self._send(self._backups[:free], again=True)
-        del self._backups[:free]
+        self._send(splits, again=True)
 
     # what comes in --------------------------------------------------------------------------------------------------
 
@@ -531,7 +518,7 @@ class Coordinator:
             self._commit(abandon_split(self._job, self._settings, self._header, split, message, attempts=lost))
 
     def _storage_failed(self, split: Split, message: str) -> None:
-        self._storage_failed_at = time.monotonic()
+        self._backups.storage_failed(time.monotonic())
         faults = self._storage_faults[split.number] = self._storage_faults.get(split.number, 0) + 1
         if faults >= STORAGE_BUDGET:
             raise _Ended(
@@ -544,6 +531,10 @@ class Coordinator:
     def _check_limits(self) -> None:
         self._check_time()
         self._check_failures()
+        self._check_stop()
+
+    def _check_end(self) -> None:
+        self._check_time()
         self._check_stop()
 
     def _check_failures(self) -> None:
@@ -600,19 +591,6 @@ class Coordinator:
 
     # sealing --------------------------------------------------------------------------------------------------------
 
-    def _publish_all(self, output: OutputDirectory) -> None:
-        """Roll forward: put every part of the ledger in place that is not there in its full size."""
-        if not output.eager:
-            output.unseal()
-        missing = output.missing(self._parts(), self._total_splits)
-        if output.store.is_local:
-            for part in missing:
-                output.publish(part)
-        else:
-            with ThreadPoolExecutor(_PUBLISHERS) as pool:
-                while wave := list(itertools.islice(missing, _PUBLISHED)):  # what waits is in memory
-                    list(pool.map(output.publish, wave))
-
     def _parts(self) -> Iterator[Part]:
         return (record.part for record in self._ledger.records() if record.part is not None)
 
@@ -620,7 +598,14 @@ class Coordinator:
         """Run ``on_job_complete`` once; a resumed job does not run it again after it has succeeded."""
         if self._job.read_json("completed.json") is not None:
             return
-        outcome = self._completion()
+        outcome = complete(
+            self._cluster,
+            check=self._check_end,
+            ends=_Ended,
+            halt=self._tell_to_stop,
+            every=_STOP_CHECK,
+            grace=_STOP_GRACE,
+        )
         if outcome.kind == "storage":
             raise _Ended("worker error", f"{outcome.message} (the job can be resumed)")
         if outcome.kind == "stopped":
@@ -632,41 +617,6 @@ class Coordinator:
         if self._job.read_json("completed.json") is None:
             self._job.write_json("completed.json", {"time": time.time()})
         self._count_completion()
-
-    def _completion(self) -> Outcome:
-        """Run ``on_job_complete`` on a worker; it may take as long as the job may."""
-        if self._cluster.name == "inline":
-            return self._cluster.complete()
-        answers: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
-
-        def complete() -> None:
-            try:
-                answers.put(self._cluster.complete())
-            except Exception as error:  # noqa: BLE001 - raised in the thread that waits
-                answers.put(error)
-
-        threading.Thread(target=complete, name="cortex-dask-completion", daemon=True).start()
-        while True:
-            try:
-                outcome = answers.get(timeout=_STOP_CHECK)
-                break
-            except queue.Empty:
-                pass
-            try:
-                self._check_time()
-                self._check_stop()
-            except _Ended as ended:
-                self._tell_to_stop(ended)
-                try:
-                    outcome = answers.get(timeout=_STOP_GRACE)
-                except queue.Empty:
-                    raise ended from None
-                if isinstance(outcome, Exception) or outcome.kind != "done":
-                    raise
-                break  # it has come to its end in the last moment
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
 
     def _count_completion(self) -> None:
         """Add what ``on_job_complete`` pushed to the metrics; it is in no record of the ledger."""
