@@ -21,11 +21,12 @@ from typing import Any
 from cortex_dask.clusters import records
 from cortex_dask.clusters.kube_api import KubeApi
 from cortex_dask.clusters.kubernetes_check import check_cluster, check_paths, check_runner
-from cortex_dask.clusters.kubernetes_options import KubernetesOptions
+from cortex_dask.clusters.kubernetes_options import NAMESPACE_VARIABLE, KubernetesOptions
 from cortex_dask.clusters.manifests import POD_VARIABLE, dask_cluster, runner_job
 from cortex_dask.clusters.pod_trouble import is_going, log_of, trouble_of_object, trouble_of_pod
 from cortex_dask.errors import ClusterError, CortexDaskError, JobRunningError, StorageError
 from cortex_dask.io.settings import JobSettings
+from cortex_dask.progress import parse_time
 
 __all__ = ["has_ended", "is_here", "main", "owner", "start"]
 
@@ -171,6 +172,9 @@ def run(job_url: str, *, retry: bool = False) -> int:
     begin = coordinator.retry_failed if retry else coordinator.run_job
     while True:
         try:
+            if _was_stopped(job_url):
+                _log.info("the job was stopped while this runner was waited for")
+                return 0
             document = begin(job_url, cluster="kubernetes")
         except JobRunningError as error:
             # A runner that was lost a moment ago still seems to run, until its last sign of life is old enough.
@@ -186,6 +190,30 @@ def run(job_url: str, *, retry: bool = False) -> int:
         else:
             _log.info("the job has ended: %s %s", document["status"], document.get("status_reason") or "")
             return 0
+
+
+def _was_stopped(job_url: str) -> bool:
+    """Whether somebody has stopped the job since this runner was made: it may have waited for a node for hours."""
+    from cortex_dask.io.job_directory import JobDirectory
+    from cortex_dask.runtime.status import FINAL_STATUSES, StatusBoard
+
+    directory = JobDirectory(job_url)
+    document = directory.read_json("status.json") or {}
+    request = directory.stop_request()
+    if request is not None and document.get("status") not in FINAL_STATUSES:
+        # Nobody was there to take it; a coordinator, once it begins, would take it for an old one.
+        board = StatusBoard(directory.settings())
+        board.end(request["status"], request["reason"])
+        directory.write_json("status.json", board.document())
+        return True
+    ended = parse_time(document.get("end_time"))
+    if document.get("status") != "stopped" or ended is None:
+        return False
+    with KubeApi(namespace=os.environ.get(NAMESPACE_VARIABLE)) as api:
+        reference = owner(api)
+        job = None if reference is None else api.get("Job", reference["name"])
+    made = None if job is None else parse_time(job["metadata"]["creationTimestamp"])
+    return made is not None and made < ended
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
