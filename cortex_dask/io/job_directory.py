@@ -57,6 +57,37 @@ def decode_schema(text: str) -> pa.Schema:
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
+class PlanWriter:
+    """Writes the splits as they come, then the header that makes the plan whole."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._chunk: list[bytes] = []
+        self._size = 0
+        self._names: set[str] = set()
+
+    def add(self, split: Split) -> None:
+        """Take the next split."""
+        self._chunk.append(orjson.dumps(split))  # as of to_json(), which takes sixteen times as long
+        self._size += len(self._chunk[-1])
+        if len(self._chunk) == _SPLITS_PER_CHUNK or self._size >= _CHUNK:
+            self._flush()
+
+    def finish(self, header: PlanHeader) -> None:
+        """Write the rest, and the header."""
+        self._flush()
+        # An attempt that was interrupted may have cut more splits, of an input that was larger then.
+        self._store.delete(*(set(self._store.names("plan/splits-")) - self._names))
+        self._store.write("plan/plan.json", orjson.dumps(header.to_json(), option=orjson.OPT_INDENT_2))
+
+    def _flush(self) -> None:
+        if self._chunk:
+            name = f"plan/splits-{len(self._names):05d}.jsonl"
+            self._store.write(name, b"\n".join(self._chunk))
+            self._names.add(name)
+            self._chunk, self._size = [], 0
+
+
 class JobDirectory:
     """Typed access to a job directory.
 
@@ -105,18 +136,15 @@ class JobDirectory:
     # plan -----------------------------------------------------------------------------------------------------------
 
     def write_plan(self, header: PlanHeader, splits: Iterable[Split]) -> None:
-        """Write the splits, then the header that makes the plan whole."""
-        chunk: list[bytes] = []
-        number = size = 0
+        """Write a plan whose splits are there."""
+        writer = self.plan_writer()
         for split in splits:
-            chunk.append(orjson.dumps(split))  # as of to_json(), which takes sixteen times as long
-            size += len(chunk[-1])
-            if len(chunk) == _SPLITS_PER_CHUNK or size >= _CHUNK:
-                self.store.write(f"plan/splits-{number:05d}.jsonl", b"\n".join(chunk))
-                chunk, number, size = [], number + 1, 0
-        if chunk:
-            self.store.write(f"plan/splits-{number:05d}.jsonl", b"\n".join(chunk))
-        self.store.write("plan/plan.json", orjson.dumps(header.to_json(), option=orjson.OPT_INDENT_2))
+            writer.add(split)
+        writer.finish(header)
+
+    def plan_writer(self) -> PlanWriter:
+        """Return what writes a plan while it is made."""
+        return PlanWriter(self.store)
 
     def plan_header(self) -> PlanHeader | None:
         """Read the plan's header; None while the job has not been planned."""

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
     from cortex_dask.io.footers import Footer, RowGroup
 
-__all__ = ["plan"]
+__all__ = ["Sink", "plan"]
+
+Sink = Callable[[Split], None]
 
 #: No split is planned larger than this (uncompressed bytes of the columns read), whatever the size of the input.
 _LARGEST = 64 << 20
@@ -53,7 +55,14 @@ _PIECES_PER_WORKER = 3
 _ROW_WEIGHT, _VALUE_WEIGHT = 16, 4
 
 
-def plan(dataset: DatasetInput, *, workers: int, keep: Sequence[str] = (), any_json: bool = False) -> Plan:
+def plan(
+    dataset: DatasetInput,
+    *,
+    workers: int,
+    keep: Sequence[str] = (),
+    any_json: bool = False,
+    sink: Sink | None = None,
+) -> Plan:
     """Plan the splits of a dataset.
 
     Parameters
@@ -66,6 +75,8 @@ def plan(dataset: DatasetInput, *, workers: int, keep: Sequence[str] = (), any_j
         Columns that must be among those that are read.
     any_json : bool
         For JSON: a line may hold any JSON value, not just an object (and a file that starts with ``[`` is lines too).
+    sink : callable, optional
+        Takes each split as it is cut, and the plan holds none: a million of them are 600 MB.
 
     Raises
     ------
@@ -83,10 +94,10 @@ def plan(dataset: DatasetInput, *, workers: int, keep: Sequence[str] = (), any_j
     kind = detect_format(files) if dataset.format == "auto" else dataset.format
     dataset = replace(dataset, columns=columns)
     if kind == "parquet":
-        return _ParquetPlan(dataset, files, filters, max(1, workers), keep).make()
+        return _ParquetPlan(dataset, files, filters, max(1, workers), keep, sink).make()
     from cortex_dask.io.sampling import plan_json
 
-    return plan_json(dataset, files, filters, max(1, workers), keep=keep, any_json=any_json)
+    return plan_json(dataset, files, filters, max(1, workers), keep=keep, any_json=any_json, sink=sink)
 
 
 def check_keep(keep: Sequence[str], known: Iterable[str], columns: Sequence[str] | None) -> None:
@@ -109,18 +120,21 @@ def finer_weight(total: int, target: float, workers: int) -> float:
     return total - min(total / 4, 2 * workers * target)
 
 
-def assemble(header: PlanHeader, packed: Iterator[list[Load]]) -> Plan:
+def assemble(header: PlanHeader, packed: Iterator[list[Load]], sink: Sink | None = None) -> Plan:
     """Make the plan: number the splits and add up the totals."""
     splits: list[Split] = []
+    take = splits.append if sink is None else sink
+    number = 0
     total_rows = total_bytes = total_batches = 0
     for loads in packed:
         rows, size = sum(load.rows for load in loads), sum(load.bytes for load in loads)
         batches = -(-rows // header.batch_size)
         exact = header.batches_exact
         pieces = tuple(load.piece for load in loads)
-        splits.append(Split(len(splits), pieces, rows if exact else None, batches if exact else None, size))
+        take(Split(number, pieces, rows if exact else None, batches if exact else None, size))
+        number += 1
         total_rows, total_bytes, total_batches = total_rows + rows, total_bytes + size, total_batches + batches
-    header = replace(header, splits=len(splits), batches=total_batches, rows=total_rows, bytes=total_bytes)
+    header = replace(header, splits=number, batches=total_batches, rows=total_rows, bytes=total_bytes)
     return Plan(header, tuple(splits))
 
 
@@ -144,7 +158,9 @@ class _ParquetPlan:
         filters: Filters | None,
         workers: int,
         keep: Sequence[str],
+        sink: Sink | None,
     ) -> None:
+        self._sink = sink
         self._dataset, self._files, self._workers, self._keep = dataset, files, workers, keep
         self._keys = infer_keys(files)
         self._unbound = filters
@@ -171,8 +187,8 @@ class _ParquetPlan:
         target = target_weight(total, self._workers)
         finer_from = finer_weight(total, target, self._workers)
         packed = pack(loads, target=target, batch_size=self._dataset.batch_size, finer_from=finer_from)
-        made = assemble(replace(header, columns=self._dataset.columns), packed)
-        if not made.splits:
+        made = assemble(replace(header, columns=self._dataset.columns), packed, self._sink)
+        if not made.header.splits:
             raise DatasetError(
                 f"none of the {counted} rows in {len(self._files)} files passes the filters "
                 f"{plain_filters(self._unbound)!r}: check the filters"

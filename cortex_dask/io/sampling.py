@@ -7,7 +7,7 @@ evenly over the input, hold for all. Filters are not taken into account.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from cortex_dask.io.listing import InputFile, infer_keys
 from cortex_dask.io.packing import Load, pack
 from cortex_dask.io.reading import UnreadableInput
 from cortex_dask.io.sources import translated
-from cortex_dask.io.splits import DatasetInput, Piece, Plan, PlanHeader
+from cortex_dask.io.splits import DatasetInput, Piece, Plan, PlanHeader, Split
 
 __all__ = ["plan_json", "refuse_other_formats"]
 
@@ -54,6 +54,7 @@ def plan_json(
     *,
     keep: Sequence[str],
     any_json: bool,
+    sink: Callable[[Split], None] | None = None,
 ) -> Plan:
     """Plan the splits of JSON files; see :func:`cortex_dask.io.planning.plan`."""
     from cortex_dask.io.planning import assemble, finer_weight, target_weight
@@ -113,7 +114,7 @@ def plan_json(
     )
     finer_from = finer_weight(sum(weights), target, workers)
     packed = pack(loads, target=target, batch_size=dataset.batch_size, align=False, finer_from=finer_from)
-    return assemble(header, packed)
+    return assemble(header, packed, sink)
 
 
 def refuse_other_formats(files: Sequence[InputFile]) -> None:

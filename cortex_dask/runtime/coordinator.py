@@ -272,13 +272,15 @@ class Coordinator:
             from cortex_dask.io.enqueuing import enqueue
 
             made = enqueue(self._job.store, self._settings, self._check_stop)
+            self._job.write_plan(made.header, made.splits)
         else:
             from cortex_dask.io.planning import plan
 
-            made = plan(self._settings.dataset, workers=self._settings.workers, keep=self._settings.kept)
+            settings, writer = self._settings, self._job.plan_writer()
+            made = plan(settings.dataset, workers=settings.workers, keep=settings.kept, sink=writer.add)
+            writer.finish(made.header)
         for warning in made.header.warnings:
             _log.warning(warning)
-        self._job.write_plan(made.header, made.splits)
         return made.header
 
     def _replay(self, header: PlanHeader) -> None:
