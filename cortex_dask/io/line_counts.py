@@ -19,6 +19,7 @@ from cortex_dask.io.footers import in_parallel
 from cortex_dask.io.json_files import JsonFile
 from cortex_dask.io.listing import InputFile
 from cortex_dask.io.reading import UnreadableInput
+from cortex_dask.io.small_files import fetch_whole, is_small
 from cortex_dask.io.sources import local_path, translated
 from cortex_dask.io.splits import Piece
 
@@ -26,9 +27,12 @@ __all__ = ["CountedFile", "count_files"]
 
 _RANGE = 64 << 20  # bytes of a file that one thread counts
 _MARK = 256 << 10  # bytes between two marks: what the reader of a split may have to skip
-_TOGETHER = 4096  # ranges that are under way at a time
+_TOGETHER = 4096  # tasks that are under way at a time
 #: Ranges that are read at the same time from elsewhere, a block of 4 MiB of each: as many as keep some cores counting.
 _READERS = 16
+_SMALL_TOGETHER = 8  # small files that each of them fetches at once
+
+_Range = tuple[InputFile, int, bool]  # a file, where the range starts in it, and whether it is the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +96,35 @@ def count_files(files: Sequence[InputFile], check: Callable[[], None]) -> Iterat
     if not files:
         return
     local = local_path(files[0].path) is not None
-    ranges = ((file, start, start + _RANGE >= file.size) for file in files for start in range(0, file.size, _RANGE))
     found: list[_Stretch] = []
-    for group in _grouped(ranges, _TOGETHER):
-        counted = in_parallel(_count, group, local=local, threads=_READERS)
-        for (file, _, is_last), stretch in zip(group, counted, strict=True):
+    for group in _grouped(_tasks(files), _TOGETHER):
+        for task, stretches in zip(group, in_parallel(_count_all, group, local=local, threads=_READERS), strict=True):
             check()
-            found.append(stretch)
-            if is_last:
-                yield _joined(file, found)
-                found = []
+            for (file, _, is_last), stretch in zip(task, stretches, strict=True):
+                found.append(stretch)
+                if is_last:
+                    yield _joined(file, found)
+                    found = []
+
+
+def _tasks(files: Sequence[InputFile]) -> Iterator[list[_Range]]:
+    """Yield what a thread does at a time: one range of a file, or some small files that are fetched together."""
+    small: list[_Range] = []
+    for file in files:
+        if is_small(file):
+            if file.size:
+                small.append((file, 0, True))
+            if len(small) == _SMALL_TOGETHER:
+                yield small
+                small = []
+            continue
+        if small:
+            yield small
+            small = []
+        for start in range(0, file.size, _RANGE):
+            yield [(file, start, start + _RANGE >= file.size)]
+    if small:
+        yield small
 
 
 def _grouped(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -140,12 +163,18 @@ def _joined(file: InputFile, stretches: list[_Stretch]) -> CountedFile:
     return CountedFile(file, False, marks, before, sum(stretch.bytes for stretch in stretches))
 
 
-def _count(item: tuple[InputFile, int, bool]) -> _Stretch:
+def _count_all(task: list[_Range]) -> list[_Stretch]:
+    files = [file for file, _, _ in task]
+    contents = fetch_whole(files) if is_small(files[0]) else [None]
+    return [_count(item, data) for item, data in zip(task, contents, strict=True)]
+
+
+def _count(item: _Range, content: bytes | None) -> _Stretch:
     """Count the samples in one range of a file, or in all of it if it is compressed."""
     file, start, _ = item
     marks, counts, size = array("q"), array("q"), 0
     try:
-        with translated(file.path), JsonFile(file.path, file.size, file.tag) as opened:
+        with translated(file.path), JsonFile(file.path, file.size, file.tag, content) as opened:
             if opened.is_compressed and start:
                 return _Stretch(True, marks, counts, 0)  # the range at its start counts it all
             for block in opened.blocks(start, min(start + _RANGE, file.size)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cortex_dask.io.s3_keys import is_s3
 from cortex_dask.io.sources import local_path, remote_names, tag_of
@@ -18,15 +18,40 @@ from cortex_dask.io.splits import Piece
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["SmallFiles"]
+__all__ = ["SmallFiles", "fetch_whole", "is_small"]
 
 #: Fetching so many bytes at once takes no longer than a second round trip would.
 _SMALL = 1 << 20
 #: Files that are fetched together, while those before them are read: so many requests are in flight.
 _TOGETHER, _BYTES_TOGETHER = 32, 16 << 20
 
-_Group = list[Piece]
+
+class Planned(Protocol):
+    """A file as it was planned: a piece of it, or an input file."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def tag(self) -> str: ...
+
+
+_Group = Sequence[Planned]
 _Job = tuple[Any, list[str], list[int]]  # a file system, what it calls files of the group, and their places there
+
+
+def is_small(file: Planned) -> bool:
+    """Tell whether a file is best fetched whole: it is not local, and not large."""
+    return file.size <= _SMALL and local_path(file.path) is None
+
+
+def fetch_whole(files: Sequence[Planned]) -> list[bytes | None]:
+    """Fetch small files at the same time; None for one that is not the planned one, or that could not be fetched."""
+    try:
+        return _fetch(files).result()
+    except Exception:  # noqa: BLE001 - opening them in the usual way tells what is wrong
+        return [None] * len(files)
 
 
 class SmallFiles:
@@ -82,10 +107,10 @@ class SmallFiles:
 
 
 def _grouped(pieces: Sequence[Piece]) -> Iterator[_Group]:
-    group: _Group = []
+    group: list[Piece] = []
     size, last = 0, ""
     for piece in pieces:
-        if piece.path == last or piece.size > _SMALL or local_path(piece.path) is not None:
+        if piece.path == last or not is_small(piece):
             continue
         last = piece.path
         group.append(piece)
@@ -124,9 +149,9 @@ async def _gathered(group: _Group, jobs: list[_Job]) -> list[bytes | None]:
     return [answer if isinstance(answer := answers.get(place), bytes) else None for place in range(len(group))]
 
 
-async def _whole(fs: Any, name: str, piece: Piece) -> bytes | None:
+async def _whole(fs: Any, name: str, file: Planned) -> bytes | None:
     """Fetch a file; None if it is not the planned one."""
-    if is_s3(fs, piece.path):
+    if is_s3(fs, file.path):
         bucket, key, version = fs.split_path(name)
         asked = {"VersionId": version} if version else {}
         info = await fs._call_s3("get_object", Bucket=bucket, Key=key, **asked, **fs.req_kw)
@@ -137,5 +162,5 @@ async def _whole(fs: Any, name: str, piece: Piece) -> bytes | None:
         fs.invalidate_cache(name)
         info = await fs._info(name)  # after the content: what was replaced in between is seen
     tag = tag_of(info)
-    same_kind = tag.partition(":")[0] == piece.tag.partition(":")[0]
-    return data if len(data) == piece.size and (tag == piece.tag or not piece.tag or not same_kind) else None
+    same_kind = tag.partition(":")[0] == file.tag.partition(":")[0]
+    return data if len(data) == file.size and (tag == file.tag or not file.tag or not same_kind) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import http.server
 import io
 import json
@@ -18,6 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cortex_dask.errors import DatasetError
+from cortex_dask.io.line_counts import count_files
+from cortex_dask.io.listing import list_files
 from cortex_dask.io.planning import plan
 from cortex_dask.io.reading import Batch, UnreadableInput, read_split
 from cortex_dask.io.splits import DatasetInput, Plan, Split
@@ -134,6 +138,30 @@ def test_a_small_file_that_changed_is_refused(faulty_s3: FaultyS3, put: Any, mad
     put("in", {f"001.{ending}": made_of(7).replace(b"1", b"2", 1)})
     with pytest.raises(UnreadableInput, match=rf"001\.{ending} has changed since the job was planned"):
         numbers(made)
+
+
+def test_lines_of_small_files_are_counted_with_one_request_each(
+    faulty_s3: FaultyS3, put: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortex_dask.io.small_files._SMALL", 2000)
+    files = {f"{number:03d}.jsonl": lines(number, rows=number) for number in range(FILES)}
+    files |= {"005.jsonl": b"", "011.jsonl": lines(11, rows=500), "017.jsonl.gz": gzip.compress(lines(0, rows=17))}
+    listed = list_files([put("in", files)])
+    faulty_s3.heal()
+    counted = list(count_files(listed, lambda: None))
+    assert [file.file.path for file in counted] == [file.path for file in listed if file.size]
+    samples = {file.file.path.rpartition("/")[2]: file.samples for file in counted}
+    expected = {f"{number:03d}.jsonl": number for number in range(1, FILES)} | {"011.jsonl": 500, "017.jsonl.gz": 17}
+    del expected["005.jsonl"]
+    assert samples == expected
+    large = sum("011.jsonl" in request.path for request in faulty_s3.requests)
+    assert len(faulty_s3.requests) == len(listed) - 3 + large  # two files are empty, one is large
+    faulty_s3.heal()
+    faulty_s3.fail(7, how="404 NoSuchKey", match="GET .*jsonl")
+    assert [file.samples for file in count_files(listed, lambda: None)] == [file.samples for file in counted]
+    put("in", {"020.jsonl": lines(1, rows=19) + b"      "})
+    with pytest.raises(DatasetError, match=r"020\.jsonl has changed"):
+        list(count_files(listed, lambda: None))
 
 
 def test_a_server_of_another_kind(tmp_path: Path) -> None:
