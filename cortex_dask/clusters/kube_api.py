@@ -222,7 +222,7 @@ class KubeApi:
         from kr8s.asyncio import Api
 
         path = None if kubeconfig is None else str(Path(kubeconfig).expanduser())
-        api = Api(kubeconfig=path, context=context, namespace=namespace, bypass_factory=True)
+        api: Any = Api(kubeconfig=path, context=context, namespace=namespace, bypass_factory=True)
         try:
             await asyncio.wait_for(api.auth, _CALL_SECONDS)  # may run a program that fetches a token
         except Exception as error:
@@ -240,7 +240,7 @@ class KubeApi:
             _forget_keys(api.auth)
             await again()
 
-        api.auth.reauthenticate = reauthenticate  # type: ignore[method-assign]  # it is called nowhere else
+        api.auth.reauthenticate = reauthenticate
         return api
 
     def _own_namespace(self) -> str:

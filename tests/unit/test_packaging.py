@@ -45,6 +45,8 @@ def test_environment_yml_names_the_same_packages_as_pyproject() -> None:
     }
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = dict(requirement(item) for item in environment["dependencies"] if isinstance(item, str))
+    (by_pip,) = (item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
+    conda |= dict(requirement(item) for item in by_pip if not item.startswith("-"))
     assert conda.pop("pip") == ""
     assert conda.pop("python") == project["requires-python"]
     assert conda == wanted
@@ -52,7 +54,7 @@ def test_environment_yml_names_the_same_packages_as_pyproject() -> None:
 
 def test_extras_are_those_that_users_are_told_of() -> None:
     extras = pyproject()["project"]["optional-dependencies"]
-    assert set(extras) == {"kubernetes", "gateway", "tensorflow", "polars", "notebook", "test", "test-kubernetes", "dev", "all"}
+    assert set(extras) == {"kubernetes", "gateway", "tensorflow", "polars", "notebook", "test", "dev", "all"}
     everything = re.fullmatch(r"cortex-dask\[(.*)\]", extras["all"][0])
     assert everything
     assert set(everything[1].split(",")) <= set(extras)
