@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,10 @@ class Footer:
 
 
 def read_footers(
-    files: Sequence[InputFile], columns: Collection[str] | None, filter_columns: Sequence[str]
+    files: Sequence[InputFile],
+    columns: Collection[str] | None,
+    filter_columns: Sequence[str],
+    check: Callable[[], None] = lambda: None,
 ) -> list[Footer]:
     """Read the footers of all files at once.
 
@@ -64,6 +67,8 @@ def read_footers(
         The columns that will be read; None for all.
     filter_columns : sequence of str
         The columns whose statistics are kept.
+    check : callable
+        Called now and then; reading ends with what it raises.
 
     Raises
     ------
@@ -78,7 +83,11 @@ def read_footers(
         size = _FILES_PER_TASK if len(files) > _REMOTE_THREADS else 1
         groups = [files[at : at + size] for at in range(0, len(files), size)]
         results = in_parallel(lambda group: [summary.of(file) for file in group], groups, local=True)
-    return [footer for group in results for footer in group]
+    footers: list[Footer] = []
+    for found in results:
+        check()
+        footers += found
+    return footers
 
 
 def in_parallel(function: Any, items: Sequence[Any], *, local: bool, threads: int = _REMOTE_THREADS) -> Iterator[Any]:

@@ -62,6 +62,7 @@ def plan(
     keep: Sequence[str] = (),
     any_json: bool = False,
     sink: Sink | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Plan the splits of a dataset.
 
@@ -77,6 +78,8 @@ def plan(
         For JSON: a line may hold any JSON value, not just an object (and a file that starts with ``[`` is lines too).
     sink : callable, optional
         Takes each split as it is cut, and the plan holds none: a million of them are 600 MB.
+    check : callable
+        Called now and then while footers are read; planning ends with what it raises.
 
     Raises
     ------
@@ -94,7 +97,7 @@ def plan(
     kind = detect_format(files) if dataset.format == "auto" else dataset.format
     dataset = replace(dataset, columns=columns)
     if kind == "parquet":
-        return _ParquetPlan(dataset, files, filters, max(1, workers), keep, sink).make()
+        return _ParquetPlan(dataset, files, filters, max(1, workers), keep, sink, check).make()
     from cortex_dask.io.sampling import plan_json
 
     return plan_json(dataset, files, filters, max(1, workers), keep=keep, any_json=any_json, sink=sink)
@@ -159,8 +162,9 @@ class _ParquetPlan:
         workers: int,
         keep: Sequence[str],
         sink: Sink | None,
+        check: Callable[[], None],
     ) -> None:
-        self._sink = sink
+        self._sink, self._check = sink, check
         self._dataset, self._files, self._workers, self._keep = dataset, files, workers, keep
         self._keys = infer_keys(files)
         self._unbound = filters
@@ -173,7 +177,8 @@ class _ParquetPlan:
         wanted = self._dataset.columns
         filter_columns = columns_of(self._unbound)
         read = None if wanted is None else {*wanted, *filter_columns}
-        footers = read_footers(self._files, read, [name for name in filter_columns if name not in self._keys])
+        in_files = [name for name in filter_columns if name not in self._keys]
+        footers = read_footers(self._files, read, in_files, self._check)
         header = self._header(footers, read)
         groups = list(self._groups(footers, len(header.columns or ())))
         counted = sum(group.rows for footer in footers for group in footer.groups)

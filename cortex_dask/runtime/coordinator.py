@@ -277,7 +277,13 @@ class Coordinator:
             from cortex_dask.io.planning import plan
 
             settings, writer = self._settings, self._job.plan_writer()
-            made = plan(settings.dataset, workers=settings.workers, keep=settings.kept, sink=writer.add)
+            made = plan(
+                settings.dataset,
+                workers=settings.workers,
+                keep=settings.kept,
+                sink=writer.add,
+                check=self._check_stop,
+            )
             writer.finish(made.header)
         for warning in made.header.warnings:
             _log.warning(warning)

@@ -186,3 +186,15 @@ def test_a_server_of_another_kind(tmp_path: Path) -> None:
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Print nothing."""
+
+
+def test_planning_ends_when_it_is_told_to(faulty_s3: FaultyS3, put: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = put("in", {f"{number:03d}.parquet": parquet(number) for number in range(FILES)})
+    monkeypatch.setattr("cortex_dask.io.footers._FILES_PER_GROUP", 4)
+
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan(DatasetInput((url,), batch_size=100), workers=1, check=check)
+    assert asked(faulty_s3)["GET"] < FILES
