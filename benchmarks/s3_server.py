@@ -19,11 +19,9 @@ import argparse
 import asyncio
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
-import time
 import urllib.request
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -161,8 +159,8 @@ class _S3:
             if cut < 0:
                 one = objects.of[key]
                 found.append(
-                    f"<Contents><Key>{escape(key)}</Key><LastModified>{_MODIFIED[0]}</LastModified><ETag>{escape(one.etag)}</ETag>"
-                    f"<Size>{len(one.data)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+                    f"<Contents><Key>{escape(key)}</Key><LastModified>{_MODIFIED[0]}</LastModified>"
+                    f"<ETag>{escape(one.etag)}</ETag><Size>{len(one.data)}</Size><StorageClass>STANDARD</StorageClass></Contents>"
                 )
                 last, at = key, at + 1
             else:
@@ -174,8 +172,8 @@ class _S3:
         truncated = at < len(keys) and keys[at].startswith(prefix)
         token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if truncated else ""
         body = (
-            f"<ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'><Name>{bucket}</Name><Prefix>{escape(prefix)}"
-            f"</Prefix><KeyCount>{count}</KeyCount><MaxKeys>{most}</MaxKeys><IsTruncated>{str(truncated).lower()}"
+            f"<ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'><Name>{bucket}</Name>"
+            f"<Prefix>{escape(prefix)}</Prefix><KeyCount>{count}</KeyCount><MaxKeys>{most}</MaxKeys><IsTruncated>{str(truncated).lower()}"
             f"</IsTruncated>{token}{''.join(found)}</ListBucketResult>"
         )
         return _Answer("200 OK", _XML + body.encode(), (("Content-Type", "application/xml"),))
@@ -209,7 +207,9 @@ class _Connection(asyncio.Protocol):
             length = int(headers.get("content-length", 0))
             if headers.pop("expect", ""):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                self._data[:end] = "\r\n".join([first, *(f"{name}: {value}" for name, value in headers.items())]).encode()
+                self._data[:end] = "\r\n".join(
+                    [first, *(f"{name}: {value}" for name, value in headers.items())]
+                ).encode()
                 continue
             if len(self._data) < end + 4 + length:
                 return
@@ -260,7 +260,8 @@ class S3Process:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(timeout=30)
@@ -286,7 +287,9 @@ class S3Process:
     def put(self, url: str, data: bytes) -> None:
         """Put one object."""
         name = urllib.request.pathname2url(url.removeprefix("s3://"))
-        urllib.request.urlopen(urllib.request.Request(f"{self.url}/{name}", data=data, method="PUT"), timeout=60).close()
+        urllib.request.urlopen(
+            urllib.request.Request(f"{self.url}/{name}", data=data, method="PUT"), timeout=60
+        ).close()
 
     def counts(self) -> dict[str, int]:
         """Return how many requests of each kind there were since the last look, and begin anew."""

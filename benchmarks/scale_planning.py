@@ -1,15 +1,15 @@
 """Planning, listing and finding at scale: seconds, requests and memory, for more and more of everything.
 
     python benchmarks/scale_planning.py                          # all of it, smaller: a few minutes
-    python benchmarks/scale_planning.py --files 100000 --s3      # Parquet files of 10 rows on S3: 1,000, 10,000, 100,000
+    python benchmarks/scale_planning.py --files 100000 --s3      # Parquet files of 10 rows on S3: 1,000, 10,000 …
     python benchmarks/scale_planning.py --files 100000 --local   # the same on the local disk
     python benchmarks/scale_planning.py --lines 100              # count the lines of one file of 100 GiB
     python benchmarks/scale_planning.py --one-file 50            # plan one Parquet file of 50 GiB
     python benchmarks/scale_planning.py --items 1000000          # an item_list
     python benchmarks/scale_planning.py --jobs 2000              # find jobs among 2,000, locally and on S3
 
-S3 is ``s3_server.py`` in a process of its own, which counts requests and answers each after ``--latency`` seconds. Files
-of 50 and 100 GiB are simulated: the one is a real footer behind a hole, the other is made up while it is read. Every
+S3 is ``s3_server.py`` in a process of its own, which counts requests and answers each after ``--latency`` seconds. A
+Parquet file of 50 GiB is a real footer behind a hole, a file of 100 GiB of lines is made up while it is read. Every
 measurement is taken in a process of its own.
 """
 
@@ -39,7 +39,7 @@ LINE = b'{"id": 12345678, "text": "a line of about a hundred bytes, as logs and 
 Answer = dict[str, Any]
 
 
-# what is measured, each in a process of its own ------------------------------------------------------------------------
+# what is measured, each in a process of its own -----------------------------------------------------------------------
 
 
 def plan_files(url: str, folder: str) -> Answer:
@@ -53,20 +53,21 @@ def plan_files(url: str, folder: str) -> Answer:
     connect(url)
     before = peak_memory()
     began, cpu = time.perf_counter(), time.process_time()
-    files = list_files([url])
-    listed = time.perf_counter() - began
-    del files
+    list_files([url])
+    listed, listed_cpu = time.perf_counter() - began, time.process_time() - cpu
     began, cpu = time.perf_counter(), time.process_time()
-    made = plan(DatasetInput((url,), batch_size=BATCH), workers=WORKERS)
-    planned = time.perf_counter() - began
-    JobDirectory(folder).write_plan(made.header, made.splits)
+    job = JobDirectory(folder)
+    writer = job.plan_writer()
+    made = plan(DatasetInput((url,), batch_size=BATCH), workers=WORKERS, sink=writer.add)  # as the coordinator does
+    writer.finish(made.header)
+    planned, planned_cpu = time.perf_counter() - began, time.process_time() - cpu
+    peak = peak_memory()
     return {
-        "seconds": {"list": listed, "plan": planned, "plan and write": time.perf_counter() - began},
-        "cpu": time.process_time() - cpu,
-        "splits": len(made.splits),
-        "most files in a split": max(len(split.pieces) for split in made),
+        "seconds": {"list": listed, "list (CPU)": listed_cpu, "plan": planned, "plan (CPU)": planned_cpu},
+        "splits": made.header.splits,
+        "most files in a split": max(len(split.pieces) for split in job.splits()),
         "files": made.header.files,
-        "memory": {"before": before, "peak": peak_memory()},
+        "memory": {"before": before, "peak": peak},
     }
 
 
@@ -238,9 +239,41 @@ def find_jobs(url: str, what: str) -> Answer:
     }
 
 
+def make_giant(path: str, gib: int) -> Answer:
+    """Write the footer of a Parquet file of so many GiB, behind a hole."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    table = pa.table({"x": pa.nulls(1 << 20, pa.int64()).fill_null(0)})
+    pq.write_table(table, buffer, use_dictionary=False, compression="zstd", row_group_size=1 << 20)
+    buffer.seek(0)
+    one, whole = pq.read_metadata(buffer), pq.read_metadata(buffer)
+    for _ in range(gib * GIB // one.row_group(0).total_byte_size - 1):
+        whole.append_row_groups(one)
+    footer = io.BytesIO()
+    whole.write_metadata_file(footer)
+    with open(path, "wb") as file:
+        file.write(b"PAR1")
+        file.seek(gib * GIB)
+        file.write(footer.getvalue()[4:])
+    return {}
+
+
 TASKS: dict[str, Callable[..., Answer]] = {
     function.__name__: function
-    for function in (plan_files, read_files, count_lines, plan_one_file, encode_list, make_jobs, find_jobs)
+    for function in (
+        plan_files,
+        read_files,
+        count_lines,
+        make_giant,
+        plan_one_file,
+        encode_list,
+        make_jobs,
+        find_jobs,
+    )
 }
 
 
@@ -266,7 +299,7 @@ def connect(url: str) -> None:
 
 
 def register_lines(size: int) -> None:
-    """Teach fsspec a file system of one file: the same line again and again, of which no more than what is asked is made."""
+    """Teach fsspec a file system of one file: the same line again and again, made when it is asked for."""
     import fsspec
     from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
@@ -362,7 +395,11 @@ def jobs(count: int, latency: float) -> None:
             for what in ("latest", "prefix", "whole id", "list", "describe"):
                 server.counts()
                 answer = measured("find_jobs", url, what, environment=server.environment)
-                show(f"{label}, {what} of {count:,} jobs", answer, **({"requests": server.counts()} if label == "S3" else {}))
+                show(
+                    f"{label}, {what} of {count:,} jobs",
+                    answer,
+                    **({"requests": server.counts()} if label == "S3" else {}),
+                )
 
 
 def one_file(gib: int) -> None:
@@ -370,30 +407,8 @@ def one_file(gib: int) -> None:
     with tempfile.TemporaryDirectory(prefix="cortex-dask-scale-") as folder:
         path = Path(folder, "giant.parquet")
         path.write_bytes(b"")
-        make = "import sys; sys.path.insert(0, sys.argv[1]); import scale_planning as s; s.make_giant(sys.argv[2], int(sys.argv[3]))"
-        subprocess.run([sys.executable, "-c", make, str(HERE), str(path), str(gib)], check=True)
+        measured("make_giant", str(path), gib)
         show(f"one Parquet file of {path.stat().st_size / GIB:.0f} GiB", measured("plan_one_file", str(path)))
-
-
-def make_giant(path: str, gib: int) -> None:
-    import io
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    buffer = io.BytesIO()
-    table = pa.table({"x": pa.nulls(1 << 20, pa.int64()).fill_null(0)})
-    pq.write_table(table, buffer, use_dictionary=False, compression="zstd", row_group_size=1 << 20)
-    buffer.seek(0)
-    one, whole = pq.read_metadata(buffer), pq.read_metadata(buffer)
-    for _ in range(gib * GIB // one.row_group(0).total_byte_size - 1):
-        whole.append_row_groups(one)
-    footer = io.BytesIO()
-    whole.write_metadata_file(footer)
-    with open(path, "wb") as file:
-        file.write(b"PAR1")
-        file.seek(gib * GIB)
-        file.write(footer.getvalue()[4:])
 
 
 def tiny_file() -> bytes:
