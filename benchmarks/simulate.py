@@ -52,7 +52,7 @@ class Setting:
     backups: bool = True  # whether stragglers are started a second time
     tasks_per_second: float = 900.0  # that one scheduler and one coordinator do
     append: float = 0.05  # to write a segment of the ledger
-    copy: float = 0.1  # to put a part in place on an object store; 0: nothing is to be done
+    copy: float = 0.05  # to put a part in place on an object store; 0: nothing is to be done
     publishers: int = PUBLISHERS
     price: float = 0.10  # of a worker's hour
     seed: int = 0
@@ -415,7 +415,7 @@ def by_trouble(base: Setting) -> Iterator[str]:
 def by_store(base: Setting) -> Iterator[str]:
     """What the ledger and the publication on an object store bear."""
     yield from head("append", "copy", "copies at a time", "splits/s", "segments", "longest lag", "ledger busy", "limit")
-    cases = ((0.02, 0.0, 1), (0.05, 0.0, 1), (0.2, 0.0, 1), (0.05, 0.1, 8), (0.05, 0.1, 32), (0.05, 0.05, 64))
+    cases = ((0.02, 0.0, 1), (0.05, 0.0, 1), (0.2, 0.0, 1), (0.05, 0.05, 8), (0.05, 0.05, 32), (0.05, 0.05, 128))
     for append, copy, lines in cases:
         setting = replace(base, **READY, tasks_per_second=1e6, append=append, copy=copy, publishers=lines)
         result = simulate(setting)

@@ -132,7 +132,7 @@ class LocalFiles:
                 return
         shutil.rmtree(path)
 
-    def publish(self, staged: str, final: str, size: int) -> None:
+    def publish(self, staged: str, final: str, size: int, *, keep: bool) -> None:
         """Rename a staged file."""
         source, target = self.path(staged), self.path(final)
         found = os.stat(source).st_size  # noqa: PTH116

@@ -175,9 +175,17 @@ class OutputDirectory:
             if number >= splits or sizes[number] != part.bytes:
                 yield part
 
-    def publish(self, part: Part) -> None:
-        """Put a staged part in its final place; doing so again changes nothing."""
-        self.store.publish(part.staged, part.name, part.bytes)
+    def publish(self, part: Part, *, keep: bool = False) -> None:
+        """Put a staged part in its final place; doing so again changes nothing.
+
+        Parameters
+        ----------
+        part : Part
+            The part.
+        keep : bool, default False
+            Whether its staged file may be left, where it is not moved but copied.
+        """
+        self.store.publish(part.staged, part.name, part.bytes, keep=keep)
 
     def publish_missing(self, parts: Iterable[Part], splits: int) -> None:
         """Roll forward: put every part in place that is not there in its full size.
@@ -198,7 +206,7 @@ class OutputDirectory:
 
         with ThreadPoolExecutor(_PUBLISHERS) as pool:
             while wave := list(itertools.islice(missing, _PUBLISHED)):  # what waits is in memory
-                list(pool.map(self.publish, wave))
+                list(pool.map(lambda part: self.publish(part, keep=True), wave))  # clean() deletes them all
 
     def discard(self, part: Part) -> None:
         """Remove a staged part of an attempt that did not count."""

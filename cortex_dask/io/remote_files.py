@@ -39,6 +39,7 @@ _PREFIXES = frozenset({"s3", "s3a", "gs", "gcs"})
 #: Content up to this size is one request; more is a multipart upload in blocks of this size. S3 allows 10,000 blocks,
 #: so parts of up to 160 GB; fewer bytes are held in memory than with s3fs' own 50 MiB.
 _BLOCK = 16 << 20
+_S3_COPY = 5 << 30  # the limit of S3's CopyObject
 _KEYS_PER_DELETE = 1000  # the limit of S3's DeleteObjects
 
 #: What botocore tries by itself; a setting of the user's stands. Its default may sleep for many seconds.
@@ -183,15 +184,20 @@ class RemoteFiles:
         self.delete(tuple(self.sizes(f"{prefix}/" if prefix else "")))
         self._abort_uploads(fs, self.path(prefix))
 
-    def publish(self, staged: str, final: str, size: int) -> None:
-        """Rename a staged file, or copy it inside the store and delete it."""
+    def publish(self, staged: str, final: str, size: int, *, keep: bool) -> None:
+        """Rename a staged file, or copy it inside the store and, unless it is kept, delete it."""
         fs, source, target = self.file_system(), self.path(staged), self.path(final)
         self._make_parent(fs, target)
         if self._protocol in _ATOMIC_RENAME:
             fs.mv(source, target)
             return
-        fs.cp_file(source, target)
-        self.delete((staged,))
+        if self._s3 and size <= _S3_COPY:  # s3fs would ask for the size
+            (bucket, key, _), (from_bucket, from_key, _) = fs.split_path(target), fs.split_path(source)
+            fs.call_s3("copy_object", Bucket=bucket, Key=key, CopySource={"Bucket": from_bucket, "Key": from_key})
+        else:
+            fs.cp_file(source, target)
+        if not keep:
+            self.delete((staged,))
 
     def stage(self, name: str) -> StagedFile:
         """Open a file that is uploaded unseen."""

@@ -65,7 +65,7 @@ class Files(Protocol):
     def children(self, prefix: str) -> list[str]: ...
     def delete(self, names: tuple[str, ...]) -> None: ...
     def delete_tree(self, prefix: str) -> None: ...
-    def publish(self, staged: str, final: str, size: int) -> None: ...
+    def publish(self, staged: str, final: str, size: int, *, keep: bool) -> None: ...
     def stage(self, name: str) -> StagedFile: ...
 
 
@@ -197,7 +197,7 @@ class Store:
         """Delete a folder with all that is in it."""
         self._try(lambda files: files.delete_tree(prefix.strip("/")), prefix)
 
-    def publish(self, staged: str, final: str, size: int) -> None:
+    def publish(self, staged: str, final: str, size: int, *, keep: bool = False) -> None:
         """Give a staged file its final name; may be repeated by anyone, at any time.
 
         Parameters
@@ -206,6 +206,8 @@ class Store:
             The name it has and the name it gets, both relative to this store.
         size : int
             Its size in bytes, as :meth:`StagedFile.commit` returned it.
+        keep : bool, default False
+            Whether the staged file may stay where it has to be copied: the caller deletes many with one request.
 
         Raises
         ------
@@ -215,7 +217,7 @@ class Store:
 
         def attempt(files: Files) -> None:
             try:
-                files.publish(staged, final, size)
+                files.publish(staged, final, size, keep=keep)
             except FileNotFoundError as error:
                 if error_code(error) == "NoSuchBucket":
                     raise
