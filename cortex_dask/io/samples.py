@@ -93,8 +93,7 @@ class LineChunks:
 
     def cut(self, lines: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the chunks; lines come without their ends."""
-        held: list[bytes] = []
-        size = 0
+        held = bytearray()  # not lines: each of orjson's holds on to the kilobyte that it was made in
         for line in lines:
             if self.count % self._batch_size == 0:
                 self._batch = 0
@@ -102,13 +101,13 @@ class LineChunks:
             self._batch += len(line)
             self.size += len(line) + 1
             self.largest_batch = max(self.largest_batch, self._batch)
-            held.append(line)
-            size += len(line) + 1
-            if size >= _CHUNK:
-                yield b"\n".join((*held, b""))
-                held, size = [], 0
+            held += line
+            held += b"\n"
+            if len(held) >= _CHUNK:
+                yield bytes(held)
+                held.clear()
         if held:
-            yield b"\n".join((*held, b""))
+            yield bytes(held)
 
 
 def encode_items(items: Iterable[Any], batch_size: int, *, path: str = "item_list.items") -> EncodedItems:
