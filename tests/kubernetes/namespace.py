@@ -155,6 +155,11 @@ class Namespace:
         things = self.kubectl("get", "pods,daskclusters,daskautoscalers,jobs", "--show-labels", check=False)
         return f"{things}\n{chr(10).join(events.splitlines()[-25:])}"
 
+    def server_version(self) -> tuple[int, int]:
+        """Return the version of Kubernetes."""
+        server = json.loads(self._run("version", "--output=json"))["serverVersion"]
+        return int(server["major"]), int(server["minor"].rstrip("+"))
+
     # accounts -------------------------------------------------------------------------------------------------------
 
     def kubeconfig(self, account: str) -> Path:
