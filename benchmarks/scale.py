@@ -345,8 +345,10 @@ def report(run: Run, count: int, directory: JobDirectory) -> None:
     for name in run.samples[-1].memory if run.samples else ():
         shares = ", ".join(f"{run.memory(name, share):.0f}" for share in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0))
         print(f"{name}: MiB at 0, 10, 25, 50, 75, 100 %: {shares}; CPU {run.cpu.get(name, 0):.1f} s")
+    peak, messages = run.answer["peak"] / MIB, run.answer["messages"]
+    print(f"CPU of all of them: {sum(run.cpu.values()) / count * 1000:.2f} ms a split")
     print(
-        f"coordinator's peak memory: {run.answer['peak'] / MIB:.0f} MiB; splits sent in {run.answer['messages']:,} turns"
+        f"coordinator's peak memory: {peak:.0f} MiB; splits were sent {messages:,} times, so {count / messages:.0f} at once"
     )
     reads = [sample.read for sample in run.samples]
     if reads:
@@ -358,10 +360,12 @@ def report(run: Run, count: int, directory: JobDirectory) -> None:
 def report_resume(run: Run) -> None:
     """Print the figures of a resumed run."""
     answer = run.answer
+    first, whole = answer["until_first_split"], answer["seconds"]
+    peak = answer["peak"] / MIB
     print(
-        f"resume: {answer['until_first_split']:.1f} s from the process' start to the first split, {answer['seconds']:.1f} s "
-        f"to the end, peak {answer['peak'] / MIB:.0f} MiB, status {answer['status']}"
+        f"resume: {first:.1f} s from the process' start to the first split, {whole:.1f} s to the end, peak {peak:.0f} MiB"
     )
+    print(f"status: {answer['status']} {answer['reason']}")
 
 
 def cut(job: JobDirectory, records: int) -> None:
