@@ -348,7 +348,7 @@ def report(run: Run, count: int, directory: JobDirectory) -> None:
     peak, messages = run.answer["peak"] / MIB, run.answer["messages"]
     print(f"CPU of all of them: {sum(run.cpu.values()) / count * 1000:.2f} ms a split")
     print(
-        f"coordinator's peak memory: {peak:.0f} MiB; splits were sent {messages:,} times, so {count / messages:.0f} at once"
+        f"coordinator's peak: {peak:.0f} MiB; splits were sent {messages:,} times, so {count / messages:.0f} at once"
     )
     reads = [sample.read for sample in run.samples]
     if reads:
@@ -363,7 +363,7 @@ def report_resume(run: Run) -> None:
     first, whole = answer["until_first_split"], answer["seconds"]
     peak = answer["peak"] / MIB
     print(
-        f"resume: {first:.1f} s from the process' start to the first split, {whole:.1f} s to the end, peak {peak:.0f} MiB"
+        f"resume: {first:.1f} s from exec to the first split, {whole:.1f} s in all, peak {peak:.0f} MiB"
     )
     print(f"status: {answer['status']} {answer['reason']}")
 
