@@ -347,9 +347,7 @@ def report(run: Run, count: int, directory: JobDirectory) -> None:
         print(f"{name}: MiB at 0, 10, 25, 50, 75, 100 %: {shares}; CPU {run.cpu.get(name, 0):.1f} s")
     peak, messages = run.answer["peak"] / MIB, run.answer["messages"]
     print(f"CPU of all of them: {sum(run.cpu.values()) / count * 1000:.2f} ms a split")
-    print(
-        f"coordinator's peak: {peak:.0f} MiB; splits were sent {messages:,} times, so {count / messages:.0f} at once"
-    )
+    print(f"coordinator's peak: {peak:.0f} MiB; splits were sent {messages:,} times, so {count / messages:.0f} at once")
     reads = [sample.read for sample in run.samples]
     if reads:
         print(f"status read: median {statistics.median(reads) * 1000:.1f} ms, longest {max(reads) * 1000:.1f} ms")
@@ -362,9 +360,7 @@ def report_resume(run: Run) -> None:
     answer = run.answer
     first, whole = answer["until_first_split"], answer["seconds"]
     peak = answer["peak"] / MIB
-    print(
-        f"resume: {first:.1f} s from exec to the first split, {whole:.1f} s in all, peak {peak:.0f} MiB"
-    )
+    print(f"resume: {first:.1f} s from exec to the first split, {whole:.1f} s in all, peak {peak:.0f} MiB")
     print(f"status: {answer['status']} {answer['reason']}")
 
 
