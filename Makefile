@@ -72,6 +72,7 @@ install: $(VENV)/.installed
 
 # The stamps: one for what users need, one with the tests' tools, one with the linters'. uv installs where it is at hand;
 # it does not read pip's configuration, so pip has the last word.
+comma := ,
 define pip-install
 	$(if $(UV),$(UV) pip install --quiet --python $(BIN)/python --editable '.$(1)' ||) $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(1)'
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # some packages ship templates that do not compile
@@ -96,7 +97,7 @@ $(VENV)/.installed-test: $(VENV)/.created pyproject.toml
 
 $(VENV)/.installed-kubernetes: $(VENV)/.created pyproject.toml
 	@echo "Installing what the tests on Kubernetes need into $(VENV)"
-	$(call pip-install,[test,kubernetes])
+	$(call pip-install,[test$(comma)kubernetes])
 
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
 	@echo "Installing cortex_dask with what its checks need into $(VENV)"
