@@ -112,6 +112,7 @@ class Committer:
                     break
             if self._pool is not None:
                 self._pool.shutdown()
+                self._delete_published()
         except Exception as error:  # noqa: BLE001 - handed to the coordinator, which ends the job with it
             self._on_error(error)
 
@@ -169,7 +170,7 @@ class Committer:
 
     def _delete_published(self) -> None:
         """Delete the staged files of published parts, many with one request; the end of the job deletes the rest."""
-        if self._output is not None and len(self._published) >= _DELETED:
+        while self._output is not None and len(self._published) >= _DELETED:
             names = [self._published.popleft() for _ in range(_DELETED)]
             with contextlib.suppress(OSError):
                 self._output.store.delete(*names)
