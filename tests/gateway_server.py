@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -240,6 +241,14 @@ class GatewayServer:
         statuses = ["pending", "running", "stopping"]
         return [report.name for report in self._ask(lambda gateway: gateway.list_clusters(status=statuses))]
 
+    def end_clusters(self) -> None:
+        """End what a failed test has left."""
+        for name in self.clusters():
+            self._ask(partial(_stop, name=name))
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
     def scale(self, cluster: str, workers: int) -> None:
         """Scale a cluster as its user may with the gateway's own tools."""
         self._ask(lambda gateway: gateway.scale_cluster(cluster, workers))
@@ -276,6 +285,10 @@ class GatewayServer:
 
 
 _ROOT = str(Path(__file__).parents[1])
+
+
+async def _stop(gateway: Any, name: str) -> None:
+    await gateway.stop_cluster(name)
 
 
 def _command(process: psutil.Process) -> list[str]:

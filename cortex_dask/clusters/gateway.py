@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 #: The options that are ours, and not the site's.
 _OWN_OPTIONS = ("start_timeout", "idle_timeout", "reconnect_timeout")
+#: What a job may need that no site has an option for; where one has, it is asked for by its own name.
+_UNKNOWN = ("inf", "node_groups", "shm")
 _START_SECONDS = 600.0
 _POLL_SECONDS = 0.25  # between two looks at a cluster that comes up; grows to the next
 _POLL_MOST = 2.0
@@ -101,7 +104,9 @@ class Gateway(GatewayCluster):
             )
         except SpecError as error:
             raise SpecError(f"the Dask Gateway at {api.address}: {error}") from None
-        for note in choice.notes:
+        compute = self.settings.compute
+        said = [f"compute.{name} is said, which no gateway knows" for name in _UNKNOWN if getattr(compute, name)]
+        for note in (*choice.notes, *said):
             _log.warning("%s (the Dask Gateway at %s)", note, api.address)
         return choice
 
@@ -117,6 +122,7 @@ class Gateway(GatewayCluster):
             api.stop(left.name)
             return None
         self._record = self._note(left.name)  # it is ours from now on
+        self._is_taken_over = True
         return left.name
 
     def _create(self, api: GatewayApi, choice: Choice) -> str:
@@ -158,15 +164,23 @@ class Gateway(GatewayCluster):
 
     def _client_of(self, report: ClusterReport, deadline: float) -> Client:
         from distributed import Client
+        from distributed.versions import VersionMismatchWarning
 
         while True:
             try:
-                return Client(
-                    report.scheduler_address,
-                    security=report.security,
-                    set_as_default=False,
-                    timeout=min(_CONNECT_SECONDS, max(deadline - time.monotonic(), 1)),
-                )
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", VersionMismatchWarning)  # they are compared later, by our own rules
+                    return Client(
+                        report.scheduler_address,
+                        security=report.security,
+                        set_as_default=False,
+                        timeout=min(_CONNECT_SECONDS, max(deadline - time.monotonic(), 1)),
+                    )
+            except (ImportError, TypeError, ValueError, RuntimeError) as error:
+                raise ClusterError(
+                    f"the scheduler of the cluster {report.name} does not take this client: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
             except (OSError, TimeoutError) as error:
                 if time.monotonic() > deadline or self.closing.is_set():
                     raise ClusterError(
@@ -225,8 +239,13 @@ class Gateway(GatewayCluster):
     def shutdown(self) -> None:
         """End the cluster, unless another coordinator of the job has taken it over."""
         api, record = self._api, self._record
-        if api is None or record is None or records.find(self._job_url) != record:
+        if api is None or record is None:
             return
+        try:
+            if records.find(self._job_url) != record:
+                return
+        except OSError as error:  # a store that fails shall not cost a cluster as well
+            _log.warning("the record of the cluster %s cannot be read: %s", self._cluster, error)
         if self._cluster is None or self._stop(api, self._cluster):
             records.drop(record)
 

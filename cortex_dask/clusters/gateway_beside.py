@@ -37,6 +37,7 @@ class GatewayBeside(GatewayCluster, Beside):
             left = records.find(self._job_url)
             if left is not None and left.backend == self.name:
                 self._record = records.keep(self._job_url, self.name, left.name, left.where, is_detached=True)
+            self._is_taken_over = True
             # It may take the place of one that had let workers go, or had died before it asked for any.
             client.run_on_scheduler(gateway_scheduler.resize, self._first_workers)
         except BaseException:

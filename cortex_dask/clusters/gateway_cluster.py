@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cortex_dask.clusters import gateway_scheduler
 from cortex_dask.clusters.base import Done
-from cortex_dask.clusters.client import DaskCluster
+from cortex_dask.clusters.client import DaskCluster, _close_job
 from cortex_dask.clusters.scaling import first_workers
 from cortex_dask.io.records import Outcome, SplitTask
 
@@ -21,6 +22,7 @@ __all__ = ["IDLE_SECONDS", "GatewayCluster"]
 
 #: The usual idle timeout.
 IDLE_SECONDS = 600.0
+_SWEEP_SECONDS = 20.0
 
 
 class GatewayCluster(DaskCluster):
@@ -39,6 +41,7 @@ class GatewayCluster(DaskCluster):
         self._spare = False  # whether workers have more threads than slots, so that splits have to be placed
         self._placed: Counter[str] = Counter()  # running splits that were, by worker
         self._lease: Future[Any] | None = None
+        self._is_taken_over = False  # whether an earlier coordinator has used the cluster
 
     @property
     def options(self) -> dict[str, Any]:
@@ -61,9 +64,22 @@ class GatewayCluster(DaskCluster):
         told = client.run_on_scheduler(gateway_scheduler.attend, client.id, seconds, facts)
         self._slots = told.get("slots")
         self.threads_per_worker = self._slots or 1
-        # Sites end clusters that are idle, also while a job is planned, or its parts are published. A task that no
-        # worker can run is work that waits; it ends with its client.
-        key = f"lease-{self.settings.job_id}-{self._token}-{client.id}"
+        self._hold(client)
+
+    def _enter(self, client: Client) -> None:
+        super()._enter(client)
+        if self._is_taken_over:
+            # What an earlier coordinator had sent occupies threads that the scheduler takes for free.
+            self._on_all_workers(_SWEEP_SECONDS, _close_job, self._job_url)
+            self._is_taken_over = False
+
+    def _hold(self, client: Client) -> None:
+        """Keep the cluster from being idle while this client is connected.
+
+        Sites end clusters that are idle, also while a job is planned, or its parts are published. A task that no worker
+        can run is work that waits; it ends with its client.
+        """
+        key = f"lease-{self.settings.job_id}-{self._token}-{time.time_ns()}"
         self._lease = client.submit(int, key=key, pure=False, resources={"cortex-dask-lease": 1})
 
     @property
@@ -84,6 +100,8 @@ class GatewayCluster(DaskCluster):
     def _count(self) -> dict[str, int]:
         """Return the slots of each worker: by its GPUs where it says how many it has, else as its options make them."""
         threads: dict[str, int] = dict(self.client.nthreads())
+        if self._lease is not None and self._lease.cancelled():  # the connection was lost, and is there again
+            self._hold(self.client)
         if self.settings.compute.gpu:
             workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
             self.has_resources = any("GPU" in worker["resources"] for worker in workers)

@@ -20,6 +20,7 @@ __all__ = ["Attendant", "attend", "release", "resize"]
 _log = logging.getLogger(__name__)
 
 _KEY = "cortex-dask"  # of the scheduler's extensions
+_KEEPER = "cortex-dask-keeper"  # the names of the plugins that keep coordinators beside the scheduler begin so
 _PERIOD = 1.0
 _SILENT_SECONDS = 60.0  # a client that is connected sends a heartbeat every five; one whose network is gone does not
 _REFUSALS = 5  # of the gateway to end the cluster, before the scheduler ends itself
@@ -101,7 +102,10 @@ class Attendant:
         from distributed.metrics import time as now
 
         clients = self._scheduler.clients
-        if any(now() - clients[each].last_seen < _SILENT_SECONDS for each in self._coordinators if each in clients):
+        kept = any(name.startswith(_KEEPER) for name in self._scheduler.plugins)  # a coordinator comes, or comes back
+        if kept or any(
+            now() - clients[each].last_seen < _SILENT_SECONDS for each in self._coordinators if each in clients
+        ):
             self._last_used = time.monotonic()
         if time.monotonic() - self._last_used < self._idle_timeout:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import threading
@@ -186,6 +187,16 @@ def test_the_token_of_jupyterhub(serve: Callable[[bytes], _Server], monkeypatch:
     with dask.config.set({"gateway.address": server.address, "gateway.auth.type": "jupyterhub"}):
         assert GatewayApi().options() == {}
     assert server.seen == ["jupyterhub token-of-alice"]
+
+
+def test_from_a_notebook_whose_event_loop_runs(
+    serve: Callable[[bytes], _Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cell() -> Any:
+        return GatewayApi().options()
+
+    with dask.config.set({"gateway.address": serve(b'{"cluster_options": []}').address, "gateway.auth.type": "basic"}):
+        assert asyncio.run(cell()) == {}
 
 
 def test_no_token_of_jupyterhub(serve: Callable[[bytes], _Server], monkeypatch: pytest.MonkeyPatch) -> None:

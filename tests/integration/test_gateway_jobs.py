@@ -51,6 +51,7 @@ def new_job(gateway_server: GatewayServer, tmp_path: Path) -> Iterator[NewJob]:
     finally:
         for job in jobs:
             job.close()
+        gateway_server.end_clusters()
 
 
 def cluster_of(job: ClusterJob) -> str:

@@ -114,6 +114,7 @@ def night(gateway_server: GatewayServer, tmp_path: Path) -> Iterator[Callable[..
     finally:
         for each in nights:
             each.close()
+        gateway_server.end_clusters()
 
 
 def test_once_a_night_however_often_it_is_run(night: Callable[..., Night]) -> None:
@@ -219,6 +220,13 @@ def test_the_cronjob() -> None:
     for variable in container["env"]:
         assert "PASSWORD" not in variable["name"] or "secretKeyRef" in variable["valueFrom"]
         assert "SECRET" not in variable["name"] or "secretKeyRef" in variable["valueFrom"]
+
+
+def test_the_cronjob_is_valid() -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    (manifest,) = yaml.safe_load_all((EXAMPLE / "cronjob.yaml").read_text())
+
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the image has the date of GNU")
