@@ -70,7 +70,7 @@ class Gateway(GatewayCluster):
         report = self._await_running(api, self._cluster, deadline, limit)
         client = self._client_of(report, min(deadline, time.monotonic() + _PROXY_SECONDS))
         try:
-            self._attend(client, {"slots": choice.slots})
+            self._attend(client, {"slots": choice.slots, "has_gpus": choice.has_gpus})
             api.scale(self._cluster, self._first_workers)  # not the scheduler: the server knows the user's limits
         except BaseException:
             client.close(timeout=_CLOSE_SECONDS)

@@ -38,6 +38,7 @@ class GatewayCluster(DaskCluster):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._slots: int | None = None  # of each worker; None: as many as it has threads
+        self._has_gpus = False  # whether workers have GPUs for these slots, though they may not say so
         self._spare = False  # whether workers have more threads than slots, so that splits have to be placed
         self._placed: Counter[str] = Counter()  # running splits that were, by worker
         self._lease: Future[Any] | None = None
@@ -63,6 +64,7 @@ class GatewayCluster(DaskCluster):
         seconds = self.seconds("idle_timeout", IDLE_SECONDS)
         told = client.run_on_scheduler(gateway_scheduler.attend, client.id, seconds, facts)
         self._slots = told.get("slots")
+        self._has_gpus = bool(told.get("has_gpus"))
         self.threads_per_worker = self._slots or 1
         self._hold(client)
 
@@ -104,7 +106,7 @@ class GatewayCluster(DaskCluster):
             self._hold(self.client)
         if self.settings.compute.gpu:
             workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-            self.has_resources = any("GPU" in worker["resources"] for worker in workers)
+            self.has_resources = not self._has_gpus or any("GPU" in worker["resources"] for worker in workers)
             if self.has_resources:
                 self._spare = False
                 return super()._count()

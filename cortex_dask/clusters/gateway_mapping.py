@@ -69,6 +69,7 @@ class Choice:
 
     options: dict[str, Any]
     slots: int | None  # of each worker; None: as many as it turns out to have threads
+    has_gpus: bool = False  # whether workers will have the GPUs that are needed, though they may not say so
     notes: tuple[str, ...] = ()  # what the job needs and the site has no option for
 
 
@@ -127,15 +128,18 @@ def choose(
         target = targets.get(need)
         if target is None:
             if need in ("memory", "gpu", "image"):
-                said = f"{_SAID[need]} is {shown(value)}" if need == "image" else f"{_SAID[need]} is said"
-                notes.append(f"{said}, and the gateway has no option that fits; it has {list_options(site)}")
+                notes.append(
+                    f"{_SAID[need]} is said, and the gateway has no option that fits; it has {list_options(site)}"
+                )
         elif need == "env":
             name = target.option.name
             base = options.get(name, target.option.default or {})
             options[name] = {**value, **base}
         elif target.option.name not in options:
             options[target.option.name] = _converted(need, value, target)
-    return Choice(options, slots, tuple(notes))
+    # Null says that the site's workers have them, by an option of another kind: a profile, a queue.
+    has_gpus = bool(needs.gpu) and ("gpu" in targets or "gpu" in (names or {}))
+    return Choice(options, slots, has_gpus, tuple(n for n in notes if not (has_gpus and n.startswith(_SAID["gpu"]))))
 
 
 _SAID: dict[Need, str] = {

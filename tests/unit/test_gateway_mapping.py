@@ -134,6 +134,15 @@ def test_mistakes_in_the_configured_names(names: dict[str, Any], message: str) -
         choose(USUAL, {}, Needs(cpu=1, memory=GIB), names)
 
 
+def test_gpus_that_a_site_has_no_option_for() -> None:
+    # Splits wait for workers that say that they have some, unless the environment says that all of them do.
+    assert not choose(site(CORES), {}, Needs(gpu=1)).has_gpus
+    assert choose(USUAL, {}, Needs(gpu=1)).has_gpus
+    trusted = choose(site(CORES), {}, Needs(gpu=0.5), {"gpu": None})
+    assert (trusted.has_gpus, trusted.slots, trusted.notes) == (True, 2, ())
+    assert not choose(USUAL, {}, Needs()).has_gpus
+
+
 # units --------------------------------------------------------------------------------------------------------------
 
 
