@@ -131,7 +131,17 @@ LAYERS = [
         "scaffold",
     },
     # the engine, and what is read from a job directory
-    {"runtime", "clusters", "detached", "job_logs", "job_output", "json_parts", "dead_letters", "progress"},
+    {
+        "runtime",
+        "clusters",
+        "detached",
+        "job_index",
+        "job_logs",
+        "job_output",
+        "json_parts",
+        "dead_letters",
+        "progress",
+    },
     # the handle on a job
     {"background", "display", "job"},
     # one environment's APIs and jobs; looking at a job before it is run
