@@ -496,9 +496,13 @@ class Coordinator:
         """Count a record that has got into the ledger."""
         self._tally.add(record)
         self._counted += 1
-        if self._window.settle(record.split):  # another attempt at it is in vain, whosever this one was
+        lost = self._window.is_settled(record.split)
+        if self._window.settle(record.split):  # another attempt at it is in vain
             self._board.split_done(record.split)
-            self._cluster.abandon(record.split)
+            # Not where it was another coordinator that was faster: to end handlers for each of its splits would cost
+            # more than to let them end theirs.
+            if lost:
+                self._cluster.abandon(record.split)
 
     def _await_losers(self) -> None:
         """Wait until the attempts have ended that came too late, so that no handler works when the job is sealed."""
