@@ -41,6 +41,8 @@ class Cluster(ABC):
 
     #: The word for ``--cluster`` and for messages.
     name: str
+    #: Called every second while :meth:`start` waits for a cluster that has to be made; raises when nobody wants it now.
+    look_up: Callable[[], None] = staticmethod(lambda: None)
 
     def prepare(self, job_url: str, settings: JobSettings) -> None:  # noqa: B027 - not every backend has something to do
         """Begin whatever takes time and needs no plan; called before the job is planned. By default nothing."""

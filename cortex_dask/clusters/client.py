@@ -33,6 +33,7 @@ _CLOSE_SECONDS = 20.0  # a worker that does not answer for longer is not waited 
 _START_SECONDS = 600.0  # for a cluster to come up, and for a first worker to come back
 _RECONNECT_SECONDS = 120.0  # for a scheduler to come back
 _RECONNECT_PAUSE = 2.0
+_LOOK_UP_SECONDS = 1.0
 #: What a worker does, as the source of an expression. A function of ours, by name, would end a worker that has not got
 #: this package, when it reads the message; and the next one, when its nanny has started that. So it can say so.
 _CALL = "__import__('cortex_dask.clusters.client', fromlist=['run_split'])"
@@ -150,7 +151,7 @@ class DaskCluster(Cluster):
         """Connect, compare versions, and listen to the events of this job's splits."""
         self._job_url, self._settings, self._report = job_url, settings, report
         self._limit = settings.workers if settings.workers_said or not self.is_fixed else sys.maxsize
-        client = self.connect() if self._connecting is None else self._connecting.result()
+        client = self.connect() if self._connecting is None else self._connecting.result(self.look_up)
         self._enter(client)
         if not self.is_fixed:
             self._scaling = Scaling(settings, self.threads_per_worker, self.scale)
@@ -465,9 +466,11 @@ class Connecting:
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
             self._error = error
 
-    def result(self) -> Client:
-        """Wait for the client; raises what ``connect`` has raised."""
-        self._thread.join()
+    def result(self, look_up: Callable[[], None]) -> Client:
+        """Wait for the client, and call something every second meanwhile; raises what ``connect``, or that, raises."""
+        while self._thread.is_alive():
+            self._thread.join(_LOOK_UP_SECONDS)
+            look_up()
         if self._error is not None:
             raise self._error
         assert self._client is not None

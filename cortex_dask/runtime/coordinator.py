@@ -234,6 +234,7 @@ class Coordinator:
                 self._retries.update(added)
                 self._tally.add_retries(added)
             self._begin(header)
+            self._cluster.look_up = self._check_end
             self._cluster.start(self._job.url, self._settings, self._on_event)
             self._process(header)
             ended = self._seal()

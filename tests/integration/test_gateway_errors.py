@@ -21,7 +21,7 @@ import pytest
 import cortex_dask as cx
 from cortex_dask.clusters import gateway
 from cortex_dask.clusters.gateway_api import GatewayApi
-from cortex_dask.errors import ClusterError, SpecError
+from cortex_dask.errors import ClusterError, JobTimedOutError, SpecError
 from tests.faults.jobs import until
 from tests.gateway_server import GatewayServer
 
@@ -47,7 +47,7 @@ def submit(gateway_server: GatewayServer, tmp_path: Path, monkeypatch: pytest.Mo
     pq.write_table(pa.table({"n": range(10)}), tmp_path / "in" / "data.parquet")
     settings = {**gateway_server.configuration(), "cortex-dask.store": str(tmp_path / "store")}
 
-    def run(compute: dict[str, Any] | None = None, **options: Any) -> Any:
+    def run(compute: dict[str, Any] | None = None, timeout: float | None = None, **options: Any) -> Any:
         return cx.run(
             Handler,
             tmp_path / "in",
@@ -56,6 +56,7 @@ def submit(gateway_server: GatewayServer, tmp_path: Path, monkeypatch: pytest.Mo
             workers=1,
             progress=False,
             compute=compute,
+            timeout=timeout,
             cluster_options={"idle_timeout": 30, **options},
         )
 
@@ -287,6 +288,13 @@ def test_a_scheduler_that_ends_at_once(submit: Submit) -> None:
 def test_a_scheduler_that_never_comes(submit: Submit) -> None:
     with pytest.raises(ClusterError, match="has not come up within 2 s: it is pending"):
         submit(fault="slow", start_timeout=2)
+
+
+def test_a_job_ends_also_while_its_cluster_comes_up(submit: Submit) -> None:
+    began = time.monotonic()
+    with pytest.raises(JobTimedOutError):
+        submit(timeout=2, fault="slow")
+    assert time.monotonic() - began < 20
 
 
 def test_workers_that_never_come(submit: Submit) -> None:
