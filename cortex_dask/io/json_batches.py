@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate
 from typing import Any, NamedTuple, overload
 
 from cortex_dask.io.reading import Batch, Position
@@ -27,27 +26,58 @@ class Stretch(NamedTuple):
         return Stretch(self.values[start:stop], self.path, self.unit, self.starts[start:stop], self.stops[start:stop])
 
 
-class LineEdges(Sequence[int]):
-    """Where each of some lines starts, or where it stops.
+class LineEdges:
+    """Where lines begin and end.
 
-    Only dead letters name the places of lines, and only the first and the last of a batch: what lies between is added
-    up when somebody asks for it.
+    Only the first and the last line of a batch are asked for, one batch after the other: so they are added up from one
+    to the next, and not noted for each line.
 
     Parameters
     ----------
     lines : list of bytes
         Lines without their line ends.
     first, last : int
-        Where the first line starts and the last one stops.
-    shift : int
-        0 for starts, 1 for stops.
+        Where the first line starts and the last one stops, which may lack its line end.
     """
 
-    __slots__ = ("_first", "_inner", "_last", "_lines", "_shift")
+    __slots__ = ("_at", "_first", "_last", "_lines", "_offset")
 
-    def __init__(self, lines: list[bytes], first: int, last: int, shift: int) -> None:
-        self._lines, self._first, self._last, self._shift = lines, first, last, shift
-        self._inner: list[int] | None = None
+    def __init__(self, lines: list[bytes], first: int, last: int) -> None:
+        self._lines, self._first, self._last = lines, first, last
+        self._at, self._offset = 0, first
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """Where each line starts."""
+        return _Edges(self, 0)
+
+    @property
+    def stops(self) -> Sequence[int]:
+        """Where each line stops, behind its line end."""
+        return _Edges(self, 1)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def edge(self, number: int) -> int:
+        """Return where line ``number`` starts, which is where the one before stops."""
+        at = self._at
+        if number == at:
+            return self._offset
+        if number == len(self._lines):
+            return self._last
+        if number < at:
+            at, self._offset = 0, self._first
+        self._offset += sum(map(len, self._lines[at:number])) + number - at
+        self._at = number
+        return self._offset
+
+
+class _Edges(Sequence[int]):
+    __slots__ = ("_lines", "_shift")
+
+    def __init__(self, lines: LineEdges, shift: int) -> None:
+        self._lines, self._shift = lines, shift
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -59,22 +89,12 @@ class LineEdges(Sequence[int]):
     def __getitem__(self, index: slice) -> list[int]: ...
 
     def __getitem__(self, index: int | slice) -> int | list[int]:
-        count = len(self._lines)
         if isinstance(index, slice):
-            return self._edges()[self._shift : self._shift + count][index]
+            return [self._lines.edge(number + self._shift) for number in range(*index.indices(len(self._lines)))]
+        count = len(self._lines)
         if not -count <= index < count:
             raise IndexError(index)
-        edge = index % count + self._shift
-        if edge == 0:
-            return self._first
-        return self._last if edge == count else self._edges()[edge]
-
-    def _edges(self) -> list[int]:
-        if self._inner is None:
-            lengths = accumulate(map(len, self._lines), initial=self._first)
-            self._inner = [length + number for number, length in enumerate(lengths)]  # a line end each
-            self._inner[-1] = self._last
-        return self._inner
+        return self._lines.edge(index % count + self._shift)
 
 
 class Batcher:

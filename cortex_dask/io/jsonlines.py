@@ -190,7 +190,7 @@ class _Lines:
     ) -> Iterator[Stretch | BadLine]:
         good: list[Any] = []
         indexes: list[int] = []
-        starts = LineEdges(lines, offset, stop, 0)
+        starts = LineEdges(lines, offset, stop).starts
         for index, line in enumerate(lines):
             try:
                 if long_integers and _may_hold_long_integers(line):
@@ -227,7 +227,8 @@ class _Lines:
             unit, first = "lines", self._number
             starts, stops = range(first, first + len(lines)), range(first + 1, first + len(lines) + 1)
         else:
-            starts, stops = LineEdges(lines, first, last, 0), LineEdges(lines, first, last, 1)
+            edges = LineEdges(lines, first, last)
+            starts, stops = edges.starts, edges.stops
         if indexes is None:
             return Stretch(values, self._piece.path, unit, starts, stops, lines)
         if len(indexes) < len(lines):
