@@ -90,8 +90,8 @@ def test_nobody_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = server.getsockname()[1]
     assert refusal(f"tcp://127.0.0.1:{closed}", seconds=0.5) == (
-        f"cluster: no Dask scheduler answers at tcp://127.0.0.1:{closed} within 0.5 s (connection refused): start it, or "
-        "correct the address"
+        f"cluster: no Dask scheduler answers at tcp://127.0.0.1:{closed} within 0.5 s (connection refused): start it, "
+        "or correct the address"
     )
 
 
