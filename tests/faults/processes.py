@@ -183,11 +183,11 @@ def _arm(moment: Moment) -> None:
     def wrap(owner: type, request: str, url_of: Callable[..., str]) -> None:
         original = getattr(owner, request)
 
-        def wrapped(self: Any, *arguments: Any) -> Any:
+        def wrapped(self: Any, *arguments: Any, **keywords: Any) -> Any:
             now = hit(url_of(self, *arguments))
             if now and moment.when == "before":
                 os.kill(os.getpid(), moment.signal)
-            result = original(self, *arguments)
+            result = original(self, *arguments, **keywords)
             if now and moment.when == "after":
                 os.kill(os.getpid(), moment.signal)
             return result
