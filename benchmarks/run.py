@@ -100,7 +100,7 @@ def _one(
     # several engines' worker processes import ``workloads`` by its name
     path = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]
     environment |= {"PYTHONPATH": os.pathsep.join(path)}
-    environment |= {"DASK_CORTEX_DASK__STORE": str(home)}
+    environment |= {"XDG_DATA_HOME": str(home)}  # where cortex_dask keeps jobs, unless it is told otherwise
     measured = measure(command, scratch / "log.txt", environment=environment, limit=options.limit)
     error = measured.error
     rows = 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import queue
 import shutil
@@ -28,13 +29,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import dask
 import orjson
 import psutil
+from distributed import Client, LocalCluster
 from idle_split import dask_setup, outcome_of
 
 from cortex_dask.clusters.address import Address
 from cortex_dask.clusters.base import Cluster, Done, Report
-from cortex_dask.clusters.local import LocalThreads
+from cortex_dask.clusters.client import DaskCluster
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.records import Outcome, SplitTask
 from cortex_dask.io.settings import HandlerSettings, JobSettings
@@ -111,8 +114,39 @@ class Idle:
         return Outcome("done", -1)
 
 
-class IdleThreads(Idle, LocalThreads):
-    """The default backend: scheduler, worker and coordinator in one process."""
+#: The latest messages, transitions and events, which Dask keeps for its developers: a thousand of each by default, and
+#: with some hundred short splits in a message that is some hundred megabytes.
+CONFIGURATION = {"distributed.admin.low-level-log-length": 20}
+
+
+class InProcess(DaskCluster):
+    """Scheduler, worker and coordinator in one process."""
+
+    name = "in process"
+
+    def connect(self) -> Client:
+        with dask.config.set(CONFIGURATION):
+            self._cluster = LocalCluster(
+                n_workers=1,
+                threads_per_worker=self.settings.workers,
+                processes=False,
+                protocol="inproc://",
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
+                memory_limit=0,
+                silence_logs=logging.ERROR,
+            )
+        return Client(self._cluster, set_as_default=False)
+
+    def check(self, client: Client) -> None:
+        """Do nothing: it is all one process."""
+
+    def shutdown(self) -> None:
+        self._cluster.close()
+
+
+class IdleThreads(Idle, InProcess):
+    """Scheduler, worker and coordinator in one process."""
 
 
 class IdleAddress(Idle, Address):

@@ -132,7 +132,7 @@ def _run(order: Order) -> None:
 
     cluster: str | Cluster = order.cluster
     if order.backend is not None:
-        from cortex_dask.clusters import beside  # brings distributed, which a coordinator on one machine loads later
+        from cortex_dask.clusters import beside  # brings distributed, which a coordinator on one machine does without
 
         cluster = beside.make(order)
     (coordinator.retry_failed if order.retry else coordinator.run_job)(order.job_url, cluster=cluster)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import site
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -194,12 +195,38 @@ def delete(name: str) -> None:
 
 
 def _section() -> dict[str, Any]:
+    if "dask" not in sys.modules and not _may_be_configured():
+        return {}
     import dask.config  # a tenth of a second and more, so not before it is needed
 
     section = dask.config.get(_SECTION, default={})
     if not isinstance(section, Mapping):
         raise SpecError(f"{_SECTION} in Dask's configuration is {shown(section)}; a mapping is needed")
     return dict(section)
+
+
+def _may_be_configured() -> bool:
+    """Return whether anything that Dask would read could speak of us.
+
+    The places are those of ``dask.config``, and what stands in them is Dask's to read: here it is only looked whether
+    there is something, as most people have nothing there, and to import Dask takes longer than many a job.
+    """
+    if any(name.startswith("DASK_") and name[5:].upper().startswith(("CORTEX", "INTERNAL")) for name in os.environ):
+        return True
+    places = [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask")]
+    places += [str(Path(prefix, "etc", "dask")) for prefix in (sys.prefix, *site.PREFIXES)]
+    places += [os.environ.get("DASK_CONFIG", ""), "~/.config/dask"]
+    try:
+        folders = [Path(place).expanduser() for place in places if place]
+        return any(b"cortex" in file.read_bytes() for folder in folders for file in _files(folder))
+    except (OSError, RuntimeError):
+        return True  # Dask says what is wrong with it
+
+
+def _files(place: Path) -> list[Path]:
+    if place.is_dir():
+        return [file for file in place.iterdir() if file.suffix.lower() in (".json", ".yaml", ".yml")]
+    return [place] if place.exists() else []
 
 
 def _environments(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,81 +1,87 @@
-"""The machine at hand: one in-process Dask worker whose threads drive the handler processes."""
+"""The machine at hand: threads of this process take the places of Dask workers, and drive the handler processes.
+
+There is nothing here that a scheduler could decide: one queue, and slots that are all the same. So none is started, and
+Dask's is not even imported, which takes longer than many a job (see ``docs/performance.md``).
+"""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from typing import TYPE_CHECKING
+import queue
+import threading
 
-from cortex_dask.clusters.client import DaskCluster
+from cortex_dask.clusters.base import Cluster, Done, Report
+from cortex_dask.io.records import Outcome, SplitTask
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.runtime import devices, slots
 
-if TYPE_CHECKING:
-    from distributed import Client, LocalCluster
-
 __all__ = ["LocalThreads"]
 
-#: The latest messages, transitions and events, which Dask keeps for its developers: a thousand of each by default, and
-#: with some hundred short splits in a message that is some hundred megabytes.
-_CONFIGURATION = {"distributed.admin.low-level-log-length": 20}
+_CLOSE_SECONDS = 5.0  # the threads end when their handler processes have ended
 
 
-class LocalThreads(DaskCluster):
-    """The default: no server to reach, no nannies to start, N threads for N handler processes."""
+class LocalThreads(Cluster):
+    """The default: a thread for each slot."""
 
     name = "local"
-    has_resources = False
 
     def __init__(self) -> None:
-        super().__init__()
-        self._cluster: LocalCluster | None = None
+        self._job_url = ""
+        self._report: Report = lambda event: None
+        self._count = 0
+        self._tasks: queue.SimpleQueue[tuple[SplitTask, Done] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._ending: str | None = None  # why no split is begun any more
 
     def prepare(self, job_url: str, settings: JobSettings) -> None:
-        """Start the handler processes: they load the handler while this process imports distributed and plans."""
-        self._job_url, self._settings = job_url, settings
-        slots.prestart(job_url, self._slots_wanted())
+        """Start the handler processes: they load the handler while this process plans."""
+        self._job_url, self._count = job_url, _slots_wanted(settings)
+        slots.prestart(job_url, self._count)
 
-    def _slots_wanted(self) -> int:
-        """Return how many slots to have: no more than this machine's devices suffice for.
+    def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
+        """Start the threads."""
+        self._job_url, self._count, self._report = job_url, _slots_wanted(settings), report
+        for number in range(self._count):
+            # A daemon, so that a caller who ends is not held up: what the thread waits for has a process of its own.
+            thread = threading.Thread(target=self._work, name=f"cortex-dask-slot-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
-        Raises
-        ------
-        SpecError
-            If somebody has said how many, and those are more.
-        """
-        settings = self.settings
-        if not settings.workers_said and (most := devices.capacity(settings.compute)):
-            return min(settings.workers, most)
-        devices.check_slots(settings.compute, settings.workers)
-        return settings.workers
-
-    def connect(self) -> Client:
-        """Start the in-process cluster and connect to it."""
-        import dask
-        from distributed import Client, LocalCluster
-
-        with warnings.catch_warnings(), dask.config.set(_CONFIGURATION):
-            # Of ports that are taken, of dashboards that are not installed: no concern here.
-            warnings.simplefilter("ignore")
-            self._cluster = LocalCluster(
-                n_workers=1,
-                threads_per_worker=self._slots_wanted(),
-                processes=False,
-                protocol="inproc://",
-                # Distributed serves its pages in any case; None would mean port 8787 of all interfaces.
-                dashboard_address="127.0.0.1:0",
-                worker_dashboard_address="127.0.0.1:0",
-                memory_limit=0,  # the rows are in the handler processes, and those are watched by their supervisors
-                silence_logs=logging.ERROR,
-            )
-            return Client(self._cluster, set_as_default=False)
+    def slots(self) -> int:
+        """Return the number of threads."""
+        return self._count
 
     def ahead(self) -> int:
         """Return as many as there are slots: they all take from one queue, so the order stays what it was."""
-        return self.slots()
+        return self._count
 
-    def check(self, client: Client) -> None:
-        """Do nothing: it is all one process."""
+    def submit(self, task: SplitTask, done: Done) -> None:
+        """Put a split into the queue."""
+        self._tasks.put((task, done))
+
+    def _work(self) -> None:
+        from cortex_dask.runtime.supervisor import run_split
+
+        while (item := self._tasks.get()) is not None:
+            task, done = item
+            ended: Outcome | Exception
+            if self._ending is not None:
+                ended = Outcome("stopped", task.split.number, message=self._ending)
+            else:
+                try:
+                    ended = run_split(task, self._report)
+                except Exception as error:  # noqa: BLE001 - the coordinator decides what becomes of it
+                    ended = error
+            done(ended)
+
+    def abandon(self, split: int) -> None:
+        """End the attempts at a split that run on."""
+        slots.abandon_split(self._job_url, split)
+
+    def complete(self) -> Outcome:
+        """Run ``on_job_complete`` on one handler."""
+        from cortex_dask.runtime.supervisor import run_completion
+
+        return run_completion(self._job_url, self._report)
 
     def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
         """Start the coordinator in a background process.
@@ -95,17 +101,31 @@ class LocalThreads(DaskCluster):
         )
 
     def stop(self, reason: str) -> None:
-        """End the running splits; they are in this process, so nobody else has to be asked."""
+        """End the running splits, and those that wait."""
+        self._ending = reason
         slots.stop_job(self._job_url, reason)
 
     def close(self) -> None:
-        """End the job's handler processes, then the in-process cluster."""
-        super().close()
+        """End the job's handler processes, then the threads."""
+        self._ending = self._ending or "the job was closed"
         if self._job_url:
-            slots.close_job(self._job_url)  # also those that were started for a job that was never connected
+            slots.close_job(self._job_url)  # also those that were started for a job that has never begun
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join(_CLOSE_SECONDS)
+        self._threads.clear()
 
-    def shutdown(self) -> None:
-        """End the in-process cluster."""
-        if self._cluster is not None:
-            self._cluster.close()
-            self._cluster = None
+
+def _slots_wanted(settings: JobSettings) -> int:
+    """Return how many slots to have: no more than this machine's devices suffice for.
+
+    Raises
+    ------
+    SpecError
+        If somebody has said how many, and those are more.
+    """
+    if not settings.workers_said and (most := devices.capacity(settings.compute)):
+        return min(settings.workers, most)
+    devices.check_slots(settings.compute, settings.workers)
+    return settings.workers

@@ -9,7 +9,7 @@ from tests.clusters.backend import Backend
 
 __all__ = ["LocalBackend"]
 
-_ONE_PROCESS = "scheduler, worker and coordinator are one process here"
+_ONE_PROCESS = "the coordinator's threads are the workers here, with no scheduler between them"
 
 
 class LocalBackend(Backend):

@@ -247,5 +247,36 @@ if found:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_job_on_this_machine_needs_no_dask(tmp_path: Path) -> None:
+    """The coordinator's threads are the workers there; to import Dask and its scheduler takes longer than many a job."""
+    script = tmp_path / "job.py"
+    script.write_text("""
+import sys
+import cortex_dask as cx
+
+class Handler:
+    def __init__(self, config):
+        pass
+
+    def handle_batch(self, payload):
+        return [{"id": row["id"]} for row in payload]
+
+if __name__ == "__main__":
+    with open("in.jsonl", "w") as file:
+        file.writelines(f'{{"id": {number}}}\\n' for number in range(10))
+    job = cx.run(Handler, "in.jsonl", "out", batch_size=2, batch_format="records", workers=2, progress=False)
+    assert job.status == "succeeded"
+    found = [name for name in ("dask", "distributed", "pandas", "jinja2", "rich") if name in sys.modules]
+    if found:
+        sys.exit("it imports " + ", ".join(found))
+""")
+    environment = {name: value for name, value in clean_environment().items() if not name.startswith("DASK_")}
+    environment |= {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data"), "DASK_ROOT_CONFIG": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "job.py"], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def clean_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
