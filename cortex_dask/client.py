@@ -6,6 +6,7 @@ The story of a submission: :func:`run` → :meth:`Client.begin` (resolve the sub
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from cortex_dask.api_client import ApiClient
+from cortex_dask.cores import count_cores
 from cortex_dask.display import Display, SilentDisplay, choose
 from cortex_dask.errors import JobNotFoundError, JobRunningError, SpecError
 from cortex_dask.io.job_directory import JobDirectory, jobs_prefix
@@ -81,6 +83,9 @@ class Options(TypedDict, total=False):
     cluster_options: Mapping[str, Any]
 
 
+#: With these the handler processes may be others than are foreseen, or none are needed.
+_LATER = ("compute", "dry_run", "job", "job_id")
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -138,11 +143,12 @@ class Client(ApiClient):
         **options: Unpack[Options],
     ) -> Job:
         """Run a job and wait for it; see :func:`cortex_dask.run`."""
-        resolved = self.resolve(target, input, output, options)
-        if resolved.dry_run:
-            return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
-        display = choose(progress=progress, environment=self._flag)
-        job = self.begin(resolved, cluster=cluster, display=display)
+        with self._foreseen(target, cluster, options):
+            resolved = self.resolve(target, input, output, options)
+            if resolved.dry_run:
+                return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
+            display = choose(progress=progress, environment=self._flag)
+            job = self.begin(resolved, cluster=cluster, display=display)
         attend(job, display)
         job.raise_unless_complete()
         return job
@@ -158,10 +164,11 @@ class Client(ApiClient):
         **options: Unpack[Options],
     ) -> Job:
         """Start a job and return at once; see :func:`cortex_dask.submit`."""
-        resolved = self.resolve(target, input, output, options)
-        if resolved.dry_run:
-            return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
-        return self.begin(resolved, cluster=cluster, display=SilentDisplay())
+        with self._foreseen(target, cluster, options):
+            resolved = self.resolve(target, input, output, options)
+            if resolved.dry_run:
+                return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
+            return self.begin(resolved, cluster=cluster, display=SilentDisplay())
 
     @_spelt_out
     def detach(
@@ -205,6 +212,23 @@ class Client(ApiClient):
             else:
                 job.start(display=display)
         return job
+
+    @contextlib.contextmanager
+    def _foreseen(self, target: Target, cluster: str | Cluster | None, options: Options) -> Iterator[None]:
+        """Launch handler processes before the submission is checked, where it is plain which ones it will take."""
+        workers = options.get("workers") or count_cores()
+        here = (cluster or self.environment.cluster) == "local" and isinstance(target, type)
+        if not (here and isinstance(workers, int)) or any(options.get(name) is not None for name in _LATER):
+            yield
+            return
+        from cortex_dask.runtime import spares
+
+        spares.prepare(min(workers, count_cores()))
+        try:
+            yield
+        except BaseException:
+            spares.discard()
+            raise
 
     def resolve(self, target: Target, source: Input | None, output: Output | None, options: Options) -> ResolvedJob:
         """Check a submission and pack its project; nothing is written."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cortex_dask import project
 from cortex_dask.api_spec import ApiSpec, ComputeSpec, load_apis
+from cortex_dask.cores import count_cores
 from cortex_dask.errors import OutputError, SpecError
 from cortex_dask.io.settings import (
     ClusterSettings,
@@ -124,7 +125,7 @@ def resolve(
         config=deep_merge(plain(handler_config, "handler.config"), job_config),
         job_config=job_config,
         output=_output(spec),
-        workers=most or _cpu_count(),
+        workers=most or count_cores(),
         min_workers=fewest,
         workers_said=most is not None,
         compute=ComputeSettings(
@@ -414,10 +415,3 @@ def plain(value: Any, path: str) -> Any:
 def _new_job_id() -> str:
     """Return an id that is readable, unique, and sorts by time: ``20261123-201509-7f3a9c``."""
     return f"{datetime.datetime.now(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-
-
-def _cpu_count() -> int:
-    """Return how many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1

@@ -7,50 +7,22 @@ import os
 import queue
 import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import psutil
 
+from cortex_dask.runtime.launching import Launched
 from cortex_dask.runtime.log_chunks import LogChunks
 from cortex_dask.runtime.logs import MAX_LINE, dropped, line
 from cortex_dask.runtime.messages import LOG, FrameReader, encode
-from cortex_dask.runtime.progress_cell import ProgressCell, Snapshot
+from cortex_dask.runtime.progress_cell import Snapshot
 
-__all__ = ["HandlerProcess", "describe_exit", "slot_environment"]
-
-#: The package may be importable here and not there (a notebook's own path); its folder must not hide anybody's
-#: modules, so it comes last once the package itself is found.
-_BOOTSTRAP = """\
-import sys
-root = sys.argv.pop(1)
-sys.path[0] = root
-import cortex_dask
-del sys.path[0]
-root in sys.path or sys.path.append(root)
-from cortex_dask.runtime.process import main
-main()
-"""
-_ROOT = str(Path(__file__).parents[2])
-
-#: What BLAS, OpenMP and the libraries that bring their own threads look at when they are loaded.
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "POLARS_MAX_THREADS",
-    "TF_NUM_INTRAOP_THREADS",
-    "TF_NUM_INTEROP_THREADS",
-)
+__all__ = ["HandlerProcess", "describe_exit"]
 
 _READ = 1_048_576
 _TAIL = 200  # lines of native output that are remembered, for what they say of a crash
@@ -64,18 +36,14 @@ class HandlerProcess:
 
     Parameters
     ----------
-    environment : mapping
-        Its environment variables.
+    launched : Launched
+        The process, which nobody has told anything yet.
     chunks : LogChunks
         Takes its log.
     labels : dict
         For its log lines.
     batch_id : callable
         Turns the index of a batch of the running split into its id, for native output.
-    executable : str, optional
-        The Python that it runs in; default: this process' own.
-    keep : tuple of int
-        Descriptors that it inherits, and so holds open until it has ended.
 
     Attributes
     ----------
@@ -85,12 +53,10 @@ class HandlerProcess:
 
     def __init__(
         self,
-        environment: Mapping[str, str],
+        launched: Launched,
         chunks: LogChunks,
         labels: dict[str, str],
         batch_id: Callable[[int], str | None],
-        executable: str | None = None,
-        keep: tuple[int, ...] = (),
     ) -> None:
         self._chunks = chunks
         self._labels = labels
@@ -102,34 +68,14 @@ class HandlerProcess:
         self.started = time.monotonic()
         self.runs = 0
         self._sending = threading.Lock()
-        self._cell, cell = ProgressCell.create()
+        self._popen, self._lifeline, self._cell = launched.popen, launched.lifeline, launched.cell
         self._last: Snapshot | None = None
         self._looking = threading.Lock()
-        events, events_there = os.pipe()
-        lifeline_there, self._lifeline = os.pipe()
-        arguments = (_ROOT, str(events_there), str(cell), str(lifeline_there), *map(str, keep))
-        try:
-            self._popen = subprocess.Popen(
-                [executable or sys.executable, "-c", _BOOTSTRAP, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=(events_there, cell, lifeline_there, *keep),
-                env=dict(environment),
-                start_new_session=True,  # its own group, so that all that it starts can be killed with it
-                bufsize=0,
-            )
-        except BaseException:
-            os.close(events)
-            os.close(self._lifeline)
-            self._cell.close()
-            raise
-        finally:
-            for descriptor in (events_there, cell, lifeline_there):
-                os.close(descriptor)
         self.pid = self._popen.pid
         self._memory = _Memory(self.pid)
-        pump = threading.Thread(target=self._pump, args=(events,), name=f"cortex-dask-pump-{self.pid}", daemon=True)
+        pump = threading.Thread(
+            target=self._pump, args=(launched.events,), name=f"cortex-dask-pump-{self.pid}", daemon=True
+        )
         pump.start()
 
     def send(self, command: dict[str, Any]) -> None:
@@ -331,33 +277,6 @@ class _Memory:
         except (psutil.Error, OSError):
             self._family = self._family[:1]
         return self._family
-
-
-def slot_environment(
-    inherited: Mapping[str, str], wanted: Mapping[str, str], *, cpu: float, devices: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Return the environment variables of a slot's process.
-
-    Parameters
-    ----------
-    inherited : mapping
-        Those of the worker.
-    wanted : mapping
-        ``handler.env``, which always counts.
-    cpu : float
-        Threads for numeric libraries: set unless the user has set them. A worker's nanny sets them to 1, so a slot
-        with more than one core does not take the inherited number.
-    devices : mapping, optional
-        The variables that show the slot's own devices to it; None: it sees what the worker sees.
-    """
-    environment = {**inherited}
-    threads = max(int(cpu), 1)
-    for name in _THREAD_VARIABLES:
-        if name not in inherited or threads > 1:
-            environment[name] = str(threads)
-    environment.update(devices or {})
-    environment.pop("PYTHONSTARTUP", None)
-    return {**environment, **wanted}
 
 
 def describe_exit(returncode: int | None) -> str:

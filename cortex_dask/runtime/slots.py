@@ -20,9 +20,10 @@ from cortex_dask.errors import CortexDaskError
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import batch_id
-from cortex_dask.runtime import surroundings
+from cortex_dask.runtime import spares, surroundings
 from cortex_dask.runtime.device_leases import SlotDevices
-from cortex_dask.runtime.handler_process import HandlerProcess, slot_environment
+from cortex_dask.runtime.handler_process import HandlerProcess
+from cortex_dask.runtime.launching import launch, slot_environment
 from cortex_dask.runtime.log_chunks import LogChunks
 
 if TYPE_CHECKING:
@@ -241,7 +242,11 @@ class Slot:
             if interpreter is not None:
                 executable, environment = interpreter.executable, interpreter.environment(environment)
         keep = self._devices.descriptors if self._devices is not None else ()
-        process = HandlerProcess(environment, self.job.chunks, self.labels, self._batch_id, executable, keep)
+        chunks = self.job.chunks
+        # A project may bring modules of its own, and set variables before it imports others: it is the first to import.
+        spare = spares.take(environment) if settings.handler.kind == "class" and not executable and not keep else None
+        launched = spare or launch(environment, executable, keep)
+        process = HandlerProcess(launched, chunks, self.labels, self._batch_id)
         try:
             directory = self.job.project_directory()  # it starts meanwhile
         except BaseException:
@@ -451,6 +456,7 @@ class JobSlots:
                     self._watch()
                 slot.process()
             self._end_if_over()
+        spares.discard()
 
     def stop(self, reason: str) -> None:
         """End all processes now."""

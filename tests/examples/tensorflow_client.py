@@ -18,7 +18,7 @@ import tensorflow as tf
 from cortex_dask.errors import InputError
 from cortex_dask.io.settings import HandlerSettings, JobSettings
 from cortex_dask.io.splits import DatasetInput
-from cortex_dask.runtime.handler_process import slot_environment
+from cortex_dask.runtime.launching import slot_environment
 from cortex_dask.runtime.models import Models
 from cortex_dask.runtime.tensorflow import TensorFlowClient, connect
 

@@ -113,7 +113,7 @@ def test_no_file_names_a_registry_and_no_lock_file_pins_one() -> None:
 #: A module may import from its own layer and from those before it.
 LAYERS = [
     # the vocabulary: exceptions, and words and files that need nothing of ours but those
-    {"errors", "wording", "mistakes", "quantities", "yaml_file", "dotenv_file", "ignore", "cache", "pickling"},
+    {"errors", "wording", "mistakes", "quantities", "yaml_file", "dotenv_file", "ignore", "cache", "pickling", "cores"},
     # storage and data
     {"io"},
     # what users give: the handler, cortex.yaml, submissions, projects, environments
@@ -248,7 +248,7 @@ if found:
 
 
 def test_a_job_on_this_machine_needs_no_dask(tmp_path: Path) -> None:
-    """The coordinator's threads are the workers there; to import Dask and its scheduler takes longer than many a job."""
+    """The coordinator's threads are the workers there; to import Dask takes longer than many a job."""
     script = tmp_path / "job.py"
     script.write_text("""
 import sys
@@ -264,14 +264,14 @@ class Handler:
 if __name__ == "__main__":
     with open("in.jsonl", "w") as file:
         file.writelines(f'{{"id": {number}}}\\n' for number in range(10))
-    job = cx.run(Handler, "in.jsonl", "out", batch_size=2, batch_format="records", workers=2, progress=False)
+    job = cx.run(Handler, "in.jsonl", "out", batch_size=2, workers=2, progress=False, batch_format="records")
     assert job.status == "succeeded"
     found = [name for name in ("dask", "distributed", "pandas", "jinja2", "rich") if name in sys.modules]
     if found:
         sys.exit("it imports " + ", ".join(found))
 """)
     environment = {name: value for name, value in clean_environment().items() if not name.startswith("DASK_")}
-    environment |= {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data"), "DASK_ROOT_CONFIG": str(tmp_path)}
+    environment |= dict.fromkeys(("HOME", "XDG_DATA_HOME", "DASK_ROOT_CONFIG"), str(tmp_path))
     done = subprocess.run(
         [sys.executable, "job.py"], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
     )
