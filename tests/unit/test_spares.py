@@ -43,7 +43,9 @@ if __name__ == "__main__":
         cx.run(Handler, batch_size=5, batch_format="records", progress=False, **json.loads(sys.argv[1]))
     except InputError as error:
         said = str(error)
-    print(json.dumps([launched, said, [child.pid for child in psutil.Process().children(recursive=True)]]))
+    # one that was being launched when the job ended is ended a moment later
+    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)
+    print(json.dumps([launched, said, [child.pid for child in alive]]))
 """
 
 
