@@ -12,7 +12,7 @@ import threading
 from cortex_dask.clusters.base import Cluster, Done, Report
 from cortex_dask.io.records import Outcome, SplitTask
 from cortex_dask.io.settings import JobSettings
-from cortex_dask.runtime import devices, slots
+from cortex_dask.runtime import devices, slots, spares
 
 __all__ = ["LocalThreads"]
 
@@ -108,6 +108,7 @@ class LocalThreads(Cluster):
     def close(self) -> None:
         """End the job's handler processes, then the threads."""
         self._ending = self._ending or "the job was closed"
+        spares.discard()  # those of a job that was refused before it took any
         if self._job_url:
             slots.close_job(self._job_url)  # also those that were started for a job that has never begun
         for _ in self._threads:

@@ -445,18 +445,21 @@ class JobSlots:
     def prestart(self, count: int) -> None:
         """Start the first processes."""
         with contextlib.suppress(Exception):  # whatever it is, the first split meets it too, and can report it
-            _ = self.chunks
-            for number in range(count):
-                with self._changed:
-                    if self._is_ending:
-                        return
-                    if number >= len(self._slots):
-                        self._slots.append(Slot(self, number))
-                    slot = self._slots[number]
-                    self._watch()
-                slot.process()
-            self._end_if_over()
+            self._prestart(count)
+        self._end_if_over()
         spares.discard()
+
+    def _prestart(self, count: int) -> None:
+        _ = self.chunks
+        for number in range(count):
+            with self._changed:
+                if self._is_ending:
+                    return
+                if number >= len(self._slots):
+                    self._slots.append(Slot(self, number))
+                slot = self._slots[number]
+                self._watch()
+            slot.process()
 
     def stop(self, reason: str) -> None:
         """End all processes now."""
