@@ -26,7 +26,7 @@ _PRIVATE = ("env", "config", "storage_options")
 class Document(BaseModel):
     """The base of all models: unknown keys and wrong types are errors, and ``key: null`` is no key at all."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, defer_build=True)
 
     #: Keys that users may write although the model lacks them: they are moved before it looks.
     also_known: ClassVar[tuple[str, ...]] = ()
