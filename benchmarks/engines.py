@@ -30,6 +30,11 @@ class Engine:
     #: Whose versions are reported.
     versions: tuple[str, ...] = ("numpy", "pyarrow")
 
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is neither ours nor the floor."""
+        return self.name not in ("floor", "ours")
+
     def python(self, folder: Path) -> str:
         """Return the interpreter to run with; makes the engine's environment the first time.
 

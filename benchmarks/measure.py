@@ -16,6 +16,7 @@ __all__ = ["Measured", "measure"]
 
 #: Often enough to see the peak of a run of half a second, seldom enough to cost one core about 2 %.
 INTERVAL = 0.05
+_GRACE = 15.0  # seconds that processes get to end which outlive the engine's own, as Spark's JVM may
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def _memory(process: psutil.Process) -> int:
 
 def _end_group(group: int) -> int:
     """Kill what is left of the group, with a moment for what is just ending; returns how many there were."""
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + _GRACE
     while True:
         left = [process for process in psutil.process_iter() if _group(process.pid) == group]
         if not left or time.monotonic() > deadline:

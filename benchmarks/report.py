@@ -16,6 +16,7 @@ from xml.sax.saxutils import escape
 
 import psutil
 from engines import ENGINES
+from goals import goals
 from workloads import WORKLOADS
 
 __all__ = ["write_report"]
@@ -37,8 +38,8 @@ def _table(workload: str, engines: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
         f"### {workload} {WORKLOADS[workload].title}",
         "",
-        "| engine | wall s (min to max) | to floor | steady s | to floor | CPU s | peak MiB | rows/s |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| engine | runs | wall s (min to max) | to floor | steady s | to floor | CPU s | peak MiB | rows/s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     floor = engines.get("floor", [])
     for name in ENGINES:
@@ -46,12 +47,13 @@ def _table(workload: str, engines: dict[str, list[dict[str, Any]]]) -> str:
             continue
         good = [run for run in engines[name] if not run["error"]]
         if not good:
-            lines.append(f"| {ENGINES[name].title} | {engines[name][0]['error']} | | | | | | |")
+            lines.append(f"| {ENGINES[name].title} | {len(engines[name])} | {engines[name][0]['error']} | | | | | | |")
             continue
         wall = [run["wall"] for run in good]
         steady = [run["steady"] for run in good if run["steady"] is not None]
         cells = [
             ENGINES[name].title,
+            f"{len(engines[name])}",
             f"{statistics.median(wall):.2f} ({min(wall):.2f} to {max(wall):.2f})",
             _ratio(engines[name], floor, "wall"),
             f"{statistics.median(steady):.2f}" if steady else "",
@@ -84,14 +86,15 @@ def _page(document: dict[str, Any], tables: str) -> str:
     )
     return f"""# Results of the benchmark
 
-Written by `make bench` on {time.strftime("%Y-%m-%d")}: {options["repeats"]} interleaved runs of each engine with
-{options["workers"]} workers at scale {options["scale"]:g}, each a whole process from start to exit. A run counts
-only when its output has the right rows, ids and predictions. Ratios are medians of the ratios within each round.
-*Steady* is the time from the last worker's first batch to the last output written. Memory is the process tree's,
-each shared page counted once (Linux), sampled every 50 ms. What the workloads are: `workloads.py`.
+Written by `make bench` on {time.strftime("%Y-%m-%d")}: interleaved runs with {options["workers"]} workers at scale
+{options["scale"]:g}, each a whole process from start to exit. A run counts only when its output has the right rows, ids
+and predictions. Ratios are medians of the ratios within each round. *Steady* is the time from the last worker's first
+batch to the last output written. Memory is the process tree's, each shared page counted once (Linux), sampled every 50
+ms. What the workloads are: `workloads.py`; where the seconds go: `docs/performance.md`.
 
-Machine: {machine()}.
+Machine: {machine()}; `import distributed` takes {document["distributed"]:.2f} s on it.
 
+{goals(document["results"], options["workers"])}
 ![Wall time of each engine as a multiple of the floor's](results.svg)
 
 {tables}
