@@ -292,9 +292,11 @@ class Job:
                 self._directory.write_json("status.json", ended)
                 return
             if time.monotonic() > deadline:
+                why = "its coordinator does not react"
+                if self._is_coming(document):
+                    why = "its coordinator has not come up yet, and may do so still; stop it again then"
                 raise JobRunningError(
-                    f"the job {self.job_id} was asked to stop {_STOP_SECONDS:.0f} s ago and has not ended: "
-                    "its coordinator does not react"
+                    f"the job {self.job_id} was asked to stop {_STOP_SECONDS:.0f} s ago and has not ended: {why}"
                 )
             # Not only once: a coordinator that starts takes an old request back.
             if document["status"] not in FINAL_STATUSES and self._directory.stop_request() is None:

@@ -227,7 +227,11 @@ def _scheduler(options: KubernetesOptions) -> dict[str, Any]:
     health = {"httpGet": {"port": "http-dashboard", "path": "/health"}}
     container = {
         **_container("scheduler", options, args),
-        "env": [{"name": "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES", "value": repr(_ROUTES)}],
+        "env": [
+            {"name": "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES", "value": repr(_ROUTES)},
+            # The latest messages and transitions, for Dask's developers: a thousand of them are a hundred megabytes.
+            {"name": "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH", "value": "20"},
+        ],
         "resources": {"requests": dict(_SCHEDULER_REQUESTS)},
         "ports": [
             {"name": "tcp-comm", "containerPort": _COMM_PORT, "protocol": "TCP"},

@@ -7,7 +7,7 @@ import gc
 import re
 import sys
 
-__all__ = ["is_device_lost", "is_out_of_memory", "release_memory"]
+__all__ = ["is_device_lost", "is_out_of_memory", "peak", "release_memory", "trim"]
 
 #: What torch, CuPy, TensorFlow, RMM and Numba raise when a device is out of memory; few derive from MemoryError.
 _CLASSES = frozenset({"OutOfMemoryError", "ResourceExhaustedError", "CudaAPIMemoryError"})
@@ -68,9 +68,29 @@ def _text(error: BaseException) -> str:
         return ""
 
 
+def peak() -> int:
+    """Return the most bytes that this process has had resident so far."""
+    import resource  # it is on every Unix
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def trim() -> None:
+    """Give freed memory back to the system, where the C library keeps it (glibc); takes milliseconds.
+
+    What was needed to load a model is freed, but lies below what lives on, and glibc returns only what is on top.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def release_memory() -> None:
     """Free what is no longer used, also in the pools that torch and CuPy keep on a device."""
     gc.collect()
+    trim()
     with contextlib.suppress(Exception):  # a device that is in trouble: the next call of the handler says so
         torch = sys.modules.get("torch")
         if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized():

@@ -23,11 +23,10 @@ from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
 from cortex_dask.io.splits import PlanHeader
 from cortex_dask.io.store import Store
-from cortex_dask.runtime import logs, surroundings
+from cortex_dask.runtime import logs, memory, surroundings
 from cortex_dask.runtime.failures import one_line
 from cortex_dask.runtime.handling import LoadedHandler, job_spec, load_class
 from cortex_dask.runtime.lifeline import EARLY, Link
-from cortex_dask.runtime.memory import is_out_of_memory
 from cortex_dask.runtime.metrics import MetricsClient
 from cortex_dask.runtime.progress_cell import Phase
 
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_LARGE = 32 << 20  # bytes: what a handler has to take for it to be worth a look at what it has freed again
 _ANSWER_SECONDS = 60.0  # longer than the supervisor waits for an answer itself
 
 Command = dict[str, Any]
@@ -64,12 +64,15 @@ def main() -> None:
         # The number of batches is known when the job is planned; a handler that does not ask for it is made before
         # that.
         plan = _wait_for_plan(link) if "job_spec" in signature.init else None
+        before = memory.peak()
         handler = LoadedHandler.construct(
             handler_class, signature, settings, plan and _spec(settings, plan), metrics, setup["directory"]
         )
     except BaseException as error:  # noqa: BLE001 - whatever it is, the job ends with it, and says so
         _report_failed_start(link, error)
         sys.exit(1)
+    if memory.peak() - before > _LARGE:
+        memory.trim()
     link.send({"type": "ready", "on_job_complete": signature.on_job_complete})
     _warm_up(settings)
     link.cell.set_phase(Phase.IDLE)
@@ -144,9 +147,9 @@ def _spec(settings: JobSettings, plan: Command) -> dict[str, Any]:
 def _report_failed_start(link: Link, error: BaseException) -> None:
     logs.logger.error("the handler cannot be started: %s", one_line(error), exc_info=error)
     logs.finish_lines()
-    memory = is_out_of_memory(error)
+    kind = "out of memory" if memory.is_out_of_memory(error) else "worker error"
     message = f"the handler cannot be started: {one_line(error)}"
-    link.send({"type": "init failed", "kind": "out of memory" if memory else "worker error", "message": message})
+    link.send({"type": "init failed", "kind": kind, "message": message})
 
 
 def _warm_up(settings: JobSettings) -> None:

@@ -139,7 +139,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None, host="127.0.0.1") as made:
+    # Its pages are served in any case: None would mean port 8787, which may be taken.
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0", host="127.0.0.1") as made:
         yield made.scheduler_address
 
 

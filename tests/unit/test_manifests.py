@@ -170,7 +170,9 @@ def test_the_operator_finds_what_it_needs() -> None:
         "http-dashboard": 8787,
     }
     assert scheduler["service"]["selector"]["dask.org/cluster-name"] == manifest["metadata"]["name"]
-    (routes,) = [item["value"] for item in container_of(manifest, "scheduler")["env"]]
+    variables = {item["name"]: item["value"] for item in container_of(manifest, "scheduler")["env"]}
+    routes = variables["DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES"]
+    assert variables["DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH"] == "20"
     assert "distributed.http.scheduler.api" in routes, "the operator asks there how long it has been idle"
     assert "distributed.http.health" in routes, "the probes ask there"
     assert scheduler_address("a", "b") == "tcp://a-scheduler.b.svc.cluster.local:8786"

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
+import dask
 import pytest
 
+import cortex_dask as cx
 from cortex_dask.runtime.memory import is_device_lost, is_out_of_memory, release_memory
+from tests.faults.jobs import ROOT
 
 
 class OutOfMemoryError(RuntimeError):
@@ -121,3 +128,50 @@ def test_torchs_cache_is_emptied_where_torch_is_loaded(monkeypatch: pytest.Monke
     assert cuda.emptied == 1
     monkeypatch.delitem(sys.modules, "torch")
     release_memory()
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def load() -> list[bytes]:
+    """Leave blocks free that are too small for pages of their own, among some that live on: as loading a model does."""
+    return [b"x" * (100_000 + number % 2) for number in range(1500)][::100]
+
+
+class Loading:
+    """A handler that tells what it has used no more since it was loaded."""
+
+    def __init__(self, config):
+        self.kept = load()
+        self.loaded = resident()
+
+    def handle_batch(self, payload):
+        return [{"given_back": self.loaded - resident()}]
+
+
+ON_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others return what is freed by themselves")
+
+
+@ON_GLIBC
+def test_trim_gives_freed_memory_back() -> None:
+    program = """
+from cortex_dask.runtime.memory import peak, trim
+from tests.unit.test_memory import load, resident
+kept, before = load(), resident()
+trim()
+print(before - resident() > 50_000_000, peak() >= before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+@ON_GLIBC
+def test_what_loading_a_model_took_is_given_back(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
+    with dask.config.set({"cortex-dask.store": str(tmp_path / "store")}):
+        job = cx.run(
+            Loading, tmp_path / "in.jsonl", tmp_path / "out", workers=1, batch_format="records", progress=False
+        )
+    assert job.to_arrow()["given_back"][0].as_py() > 50_000_000
