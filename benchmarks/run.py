@@ -28,7 +28,7 @@ from workloads import WORKLOADS, Workload
 __all__ = ["Result"]
 
 
-_LONG = 120.0  # seconds after which a peer is not run again
+_LONG = 40.0  # seconds after which a peer is not run again
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--scale", type=float, default=1.0, help="share of the rows; 1 is the table's")
     parser.add_argument("--repeats", type=int, default=5, help="runs of cortex_dask and of the floor")
-    parser.add_argument("--peer-repeats", type=int, default=3, help="runs of each peer (one, if it takes two minutes)")
+    parser.add_argument("--peer-repeats", type=int, default=3, help="runs of each peer (one, if it takes 40 s)")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a run is killed")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="data, outputs, environments")

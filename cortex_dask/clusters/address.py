@@ -99,7 +99,7 @@ class Address(DaskCluster):
         """Return what its workers lack, and how to start some."""
         gpu = self.settings.compute.gpu
         with contextlib.suppress(Exception):
-            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+            workers = self.workers()
             if workers and gpu:
                 return (
                     f"the job asks for {gpu:g} GPU for each split, and none of the {len(workers)} workers of the "

@@ -195,7 +195,7 @@ class DaskCluster(Cluster):
         """
         if self._lost is not None:
             raise self._lost
-        if self.is_ready() and time.monotonic() - self._slots_seen > _SLOTS_REFRESH:
+        if self._is_connected and time.monotonic() - self._slots_seen > _SLOTS_REFRESH:
             try:
                 self._threads = self._count()
             except Exception as error:  # noqa: BLE001 - as is said below
@@ -212,13 +212,23 @@ class DaskCluster(Cluster):
         gpu = self.settings.compute.gpu
         if not gpu or not self.has_resources:
             return dict(self.client.nthreads())
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        workers = self.workers()
         devices = {address: float(worker["resources"].get("GPU", 0)) for address, worker in workers.items()}
         return {
             address: min(int(devices[address] / gpu + 1e-9), worker["nthreads"])
             for address, worker in workers.items()
             if devices[address] >= gpu
         }
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Return what the scheduler knows of each worker, by its address.
+
+        The client's ``scheduler_info`` would not do: a timer of its own replaces what that returns by the same without
+        the workers, at times before it is returned.
+        """
+        scheduler: Any = self.client.scheduler
+        found: dict[str, dict[str, Any]] = self.client.sync(scheduler.identity, n_workers=-1)["workers"]
+        return found
 
     def _check_somebody(self) -> None:
         """Give up when there has been no worker for too long."""
@@ -241,8 +251,8 @@ class DaskCluster(Cluster):
 
     def want(self, splits_left: int) -> None:
         """Ask for as many workers as there is work for."""
-        self._notice.look(is_missing=self.is_ready() and self._is_short(splits_left))
-        if self._scaling is not None and self.is_ready():
+        self._notice.look(is_missing=self._is_connected and self._is_short(splits_left))
+        if self._scaling is not None and self._is_connected:
             self._scaling.want(splits_left)
 
     # a scheduler that is lost ---------------------------------------------------------------------------------------
@@ -255,9 +265,13 @@ class DaskCluster(Cluster):
         """Return why workers are missing."""
         return self._notice.text
 
+    @property
+    def _is_connected(self) -> bool:
+        return self._recovering is None
+
     def is_ready(self) -> bool:
         """Return whether splits can be sent."""
-        return self._recovering is None
+        return self._is_connected
 
     def _recover(self, error: Exception) -> None:
         """Wait for the scheduler to come back, in the background: the coordinator goes on to look for limits."""

@@ -105,7 +105,7 @@ class GatewayCluster(DaskCluster):
         if self._lease is not None and self._lease.cancelled():  # the connection was lost, and is there again
             self._hold(self.client)
         if self.settings.compute.gpu:
-            workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+            workers = self.workers().values()
             self.has_resources = not self._has_gpus or any("GPU" in worker["resources"] for worker in workers)
             if self.has_resources:
                 self._spare = False
@@ -116,6 +116,10 @@ class GatewayCluster(DaskCluster):
         slots = {address: min(count, self._slots or count) for address, count in threads.items()}
         self._spare = slots != threads
         return slots
+
+    def is_ready(self) -> bool:
+        """Return whether splits can be sent: where devices are needed, not before a worker has said what it has."""
+        return super().is_ready() and not (self._has_gpus and self.settings.compute.gpu and not self._threads)
 
     def ahead(self) -> int:
         """Return 0 where a split that waits on a worker would find a free thread there that is no slot."""
@@ -143,7 +147,7 @@ class GatewayCluster(DaskCluster):
         """Return why there are no workers, as far as can be told without the gateway."""
         gpu = self.settings.compute.gpu
         with contextlib.suppress(Exception):  # the scheduler may be gone as well
-            workers = self.client.scheduler_info(n_workers=-1)["workers"]
+            workers = self.workers()
             if workers and gpu:
                 return (
                     f"it has {len(workers)} workers, but none that has {gpu:g} GPUs (those of a site say how many they "

@@ -141,7 +141,7 @@ class Kubernetes(DaskCluster):
         if len(there) <= workers:
             self._cluster.grow(workers)
             return
-        known = {str(worker["name"]): address for address, worker in self._workers().items()}
+        known = {str(worker["name"]): address for address, worker in self.workers().items()}
         busy = {address for address, tasks in self.client.processing().items() if tasks}
         chosen = choose(there, known, busy, len(there) - workers)
         idle = [known[name] for name in chosen if name in known]
@@ -152,10 +152,6 @@ class Kubernetes(DaskCluster):
 
     def _is_short(self, splits_left: int) -> bool:
         return len(self._threads) < self._asked
-
-    def _workers(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
-        return found
 
     def trouble(self) -> str | None:
         """Return why there are no workers: what Kubernetes says about their pods."""
