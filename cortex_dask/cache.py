@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cortex_dask.configuration_files import configuration_files
 from cortex_dask.errors import ProjectError
 
 __all__ = ["cache_root", "hold", "hold_in_place", "prune", "unpack"]
@@ -68,15 +69,9 @@ def cache_root() -> str:
 
 def _configured() -> str | None:
     """Return ``cortex-dask.cache`` from Dask's configuration files; the later file wins, as in Dask."""
-    folders = [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask"), str(Path(sys.prefix) / "etc" / "dask")]
-    with contextlib.suppress(RuntimeError):
-        folders.append(str(Path.home() / ".config" / "dask"))
-    folders.append(os.environ.get("DASK_CONFIG", ""))
     found: str | None = None
-    for place in filter(None, folders):
-        path = Path(place)
-        files = [path] if path.is_file() else sorted([*path.glob("*.yaml"), *path.glob("*.yml"), *path.glob("*.json")])
-        for file in files:
+    with contextlib.suppress(OSError):
+        for file in configuration_files():
             with contextlib.suppress(OSError):
                 text = file.read_text(encoding="utf-8", errors="replace")
                 if "cache" in text and any(section in text for section in _SECTIONS):

@@ -14,10 +14,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from cortex_dask.beginning import beginning
 from cortex_dask.errors import CortexDaskError
 
 if TYPE_CHECKING:
@@ -26,20 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["coordinate", "main", "start"]
 
-#: Forks before anything is imported, and finds the package as handler processes do: without hiding anybody's modules.
-_BOOTSTRAP = """\
-import os, sys
+#: It is in the background before anything is imported.
+_FORK = """\
+import os
 if os.fork():
     os._exit(0)
-root = sys.argv.pop(1)
-sys.path[0] = root
-import cortex_dask
-del sys.path[0]
-root in sys.path or sys.path.append(root)
-from cortex_dask.detached import main
-main()
 """
-_ROOT = str(Path(__file__).parents[1])
 _START_SECONDS = 60.0
 
 
@@ -71,9 +63,10 @@ def start(
     CortexDaskError
         If no process can be started.
     """
+    begun = beginning("cortex_dask.detached", "main", first=_FORK)
     try:
         process = subprocess.Popen(
-            [python or sys.executable, "-c", _BOOTSTRAP, _ROOT, job_url, cluster, "retry" if retry else "run"],
+            [python or sys.executable, *begun, job_url, cluster, "retry" if retry else "run"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import site
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cortex_dask.configuration_files import configuration_files
 from cortex_dask.errors import SpecError
 from cortex_dask.wording import nearest, shown
 from cortex_dask.yaml_file import load_yaml
@@ -213,20 +213,10 @@ def _may_be_configured() -> bool:
     """
     if any(name.startswith("DASK_") and name[5:].upper().startswith(("CORTEX", "INTERNAL")) for name in os.environ):
         return True
-    places = [os.environ.get("DASK_ROOT_CONFIG", "/etc/dask")]
-    places += [str(Path(prefix, "etc", "dask")) for prefix in (sys.prefix, *site.PREFIXES)]
-    places += [os.environ.get("DASK_CONFIG", ""), "~/.config/dask"]
     try:
-        folders = [Path(place).expanduser() for place in places if place]
-        return any(b"cortex" in file.read_bytes() for folder in folders for file in _files(folder))
-    except (OSError, RuntimeError):
+        return any(b"cortex" in file.read_bytes() for file in configuration_files())
+    except OSError:
         return True  # Dask says what is wrong with it
-
-
-def _files(place: Path) -> list[Path]:
-    if place.is_dir():
-        return [file for file in place.iterdir() if file.suffix.lower() in (".json", ".yaml", ".yml")]
-    return [place] if place.exists() else []
 
 
 def _environments(section: Mapping[str, Any]) -> dict[str, Any]:

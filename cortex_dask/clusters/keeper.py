@@ -21,9 +21,9 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from cortex_dask.beginning import beginning
 from cortex_dask.errors import ClusterError, CortexDaskError
 
 if TYPE_CHECKING:
@@ -40,18 +40,6 @@ _RESTARTS = 5
 _PAUSE = 1.0  # seconds before the first of those, doubled each time
 _LONGEST_PAUSE = 30.0
 _END_SECONDS = 12.0  # a coordinator that has lost its scheduler halts, and writes its status
-#: Finds the package as handler processes do: without hiding anybody's modules.
-_BOOTSTRAP = """\
-import sys
-root = sys.argv.pop(1)
-sys.path[0] = root
-import cortex_dask
-del sys.path[0]
-root in sys.path or sys.path.append(root)
-from cortex_dask.detached import coordinate
-coordinate()
-"""
-_ROOT = str(Path(__file__).parents[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +115,7 @@ class Keeper:
             if self._closing.is_set():
                 raise ClusterError("the scheduler is closing")
             process = subprocess.Popen(
-                [sys.executable, "-c", _BOOTSTRAP, _ROOT],
+                [sys.executable, *beginning("cortex_dask.detached", "coordinate")],
                 stdin=subprocess.PIPE,
                 cwd="/",  # the folder of this process may be removed while the job runs
                 start_new_session=True,  # the terminal's Ctrl-C is not for it

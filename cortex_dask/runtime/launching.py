@@ -7,26 +7,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from cortex_dask.beginning import beginning
 from cortex_dask.runtime.lifeline import EARLY
 from cortex_dask.runtime.progress_cell import ProgressCell
 
 __all__ = ["Launched", "launch", "slot_environment"]
-
-#: The package may be importable here and not there (a notebook's own path); its folder must not hide anybody's
-#: modules, so it comes last once the package itself is found.
-_BOOTSTRAP = """\
-import sys
-root = sys.argv.pop(1)
-sys.path[0] = root
-import cortex_dask
-del sys.path[0]
-root in sys.path or sys.path.append(root)
-from cortex_dask.runtime.process import main
-main()
-"""
-_ROOT = str(Path(__file__).parents[2])
 
 #: What BLAS, OpenMP and the libraries that bring their own threads look at when they are loaded.
 _THREAD_VARIABLES = (
@@ -96,7 +82,7 @@ def launch(
     arguments = [str(events_there), str(cell_there), str(lifeline_there), *map(str, keep), *([EARLY] if early else [])]
     try:
         popen = subprocess.Popen(
-            [executable or sys.executable, "-c", _BOOTSTRAP, _ROOT, *arguments],
+            [executable or sys.executable, *beginning("cortex_dask.runtime.process", "main"), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

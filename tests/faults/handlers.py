@@ -122,12 +122,14 @@ class FaultyHandler:
     the ids that it strikes. ``times``: how often it strikes each of them; None: always. ``until``: a file in the folder
     of marks whose existence ends the fault. ``gate``: no batch is finished before this file exists in the folder of
     marks. ``seconds``: what a batch takes. ``largest_file``: bytes that a file may have that this process writes.
+    ``after_commits``: the store; a fault strikes when something was committed there since this process began.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config = config
         self._marks = Path(config["marks"])
         self._bad = frozenset(config.get("bad", ()))
+        self._commits = self._count_commits()
         if "largest_file" in config and not (self._marks / config["until"]).exists():
             resource.setrlimit(resource.RLIMIT_FSIZE, (config["largest_file"], resource.RLIM_INFINITY))
 
@@ -140,6 +142,8 @@ class FaultyHandler:
         time.sleep(self._config.get("seconds", 0))
         struck = self._struck(ids)
         fault = self._config.get("fault")
+        if struck and "after_commits" in self._config:
+            _until(lambda: self._count_commits() > self._commits, 60)
         if struck and fault in FAULTS:
             FAULTS[fault](len(ids))
         table = self._table(ids)
@@ -154,6 +158,10 @@ class FaultyHandler:
 
     def on_job_complete(self) -> None:
         self._log("complete")
+
+    def _count_commits(self) -> int:
+        store = self._config.get("after_commits")
+        return 0 if store is None else len(list(Path(store).glob("jobs/*/*/ledger/*.jsonl")))
 
     def _struck(self, ids: Iterable[int]) -> bool:
         until = self._config.get("until")

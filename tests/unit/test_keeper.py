@@ -104,7 +104,8 @@ def test_progress_gives_it_further_chances(tmp_path: Path, keep: Callable, monke
     monkeypatch.setattr(keeper, "_RESTARTS", 1)
     bad = [number * 500 + 499 for number in range(2, 6)]  # the last row of a file, when earlier ones are committed
     # On one machine, the worker is the coordinator's own process.
-    job = local_job(tmp_path, files=7, fault="kill worker", bad=bad, times=1, seconds=0.03, workers=1)
+    store = str(tmp_path / "store")
+    job = local_job(tmp_path, files=7, fault="kill worker", bad=bad, times=1, workers=1, after_commits=store)
 
     _, watching = keep(job)
     watching.join(120)

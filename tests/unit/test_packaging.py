@@ -113,7 +113,20 @@ def test_no_file_names_a_registry_and_no_lock_file_pins_one() -> None:
 #: A module may import from its own layer and from those before it.
 LAYERS = [
     # the vocabulary: exceptions, and words and files that need nothing of ours but those
-    {"errors", "wording", "mistakes", "quantities", "yaml_file", "dotenv_file", "ignore", "cache", "pickling", "cores"},
+    {
+        "errors",
+        "wording",
+        "mistakes",
+        "quantities",
+        "yaml_file",
+        "dotenv_file",
+        "ignore",
+        "configuration_files",
+        "cache",
+        "pickling",
+        "cores",
+        "beginning",
+    },
     # storage and data
     {"io"},
     # what users give: the handler, cortex.yaml, submissions, projects, environments
