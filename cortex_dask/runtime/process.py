@@ -64,14 +64,14 @@ def main() -> None:
         # The number of batches is known when the job is planned; a handler that does not ask for it is made before
         # that.
         plan = _wait_for_plan(link) if "job_spec" in signature.init else None
-        before = memory.peak()
+        before = memory.resident()
         handler = LoadedHandler.construct(
             handler_class, signature, settings, plan and _spec(settings, plan), metrics, setup["directory"]
         )
     except BaseException as error:  # noqa: BLE001 - whatever it is, the job ends with it, and says so
         _report_failed_start(link, error)
         sys.exit(1)
-    if memory.peak() - before > _LARGE:
+    if memory.resident() - before > _LARGE:
         memory.trim()
     link.send({"type": "ready", "on_job_complete": signature.on_job_complete})
     _warm_up(settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import dask
 import pytest
 
 import cortex_dask as cx
-from cortex_dask.runtime.memory import is_device_lost, is_out_of_memory, release_memory
+from cortex_dask.runtime.memory import is_device_lost, is_out_of_memory, release_memory, resident
 from tests.faults.jobs import ROOT
 
 
@@ -130,11 +129,6 @@ def test_torchs_cache_is_emptied_where_torch_is_loaded(monkeypatch: pytest.Monke
     release_memory()
 
 
-def resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def load() -> list[bytes]:
     """Leave blocks free that are too small for pages of their own, among some that live on: as loading a model does."""
     return [b"x" * (100_000 + number % 2) for number in range(1500)][::100]
@@ -157,21 +151,23 @@ ON_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others 
 @ON_GLIBC
 def test_trim_gives_freed_memory_back() -> None:
     program = """
-from cortex_dask.runtime.memory import peak, trim
-from tests.unit.test_memory import load, resident
+from cortex_dask.runtime.memory import resident, trim
+from tests.unit.test_memory import load
 kept, before = load(), resident()
 trim()
-print(before - resident() > 50_000_000, peak() >= before)
+print(before - resident() > 50_000_000)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert done.stdout.split() == ["True", "True"], done.stderr
+    assert done.stdout == "True\n", done.stderr
 
 
 @ON_GLIBC
 def test_what_loading_a_model_took_is_given_back(tmp_path: Path) -> None:
+    held = b"x" * 300_000_000  # the process that launches the handler's may be larger than that ever gets
     (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
     with dask.config.set({"cortex-dask.store": str(tmp_path / "store")}):
         job = cx.run(
             Loading, tmp_path / "in.jsonl", tmp_path / "out", workers=1, batch_format="records", progress=False
         )
     assert job.to_arrow()["given_back"][0].as_py() > 50_000_000
+    del held
