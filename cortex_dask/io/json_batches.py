@@ -25,12 +25,16 @@ class Stretch(NamedTuple):
         """Return some of the values."""
         return Stretch(self.values[start:stop], self.path, self.unit, self.starts[start:stop], self.stops[start:stop])
 
+    def position(self, start: int, stop: int) -> Position:
+        """Return where some of the values lie."""
+        return Position(self.path, self.unit, self.starts[start], self.stops[stop - 1])
+
 
 class LineEdges:
-    """Where lines begin and end.
+    """Where the lines of a block begin and end.
 
-    Only the first and the last line of a batch are asked for, one batch after the other: so they are added up from one
-    to the next, and not noted for each line.
+    Few are asked for, one after the other: so they are added up from one to the next when somebody asks, and not noted
+    for each line.
 
     Parameters
     ----------
@@ -46,18 +50,13 @@ class LineEdges:
         self._lines, self._first, self._last = lines, first, last
         self._at, self._offset = 0, first
 
-    @property
-    def starts(self) -> Sequence[int]:
-        """Where each line starts."""
-        return _Edges(self, 0)
+    def starts(self, at: int, stop: int) -> Sequence[int]:
+        """Return where each of some lines starts."""
+        return _Edges(self, range(at, stop))
 
-    @property
-    def stops(self) -> Sequence[int]:
-        """Where each line stops, behind its line end."""
-        return _Edges(self, 1)
-
-    def __len__(self) -> int:
-        return len(self._lines)
+    def stops(self, at: int, stop: int) -> Sequence[int]:
+        """Return where each of some lines stops, behind its line end."""
+        return _Edges(self, range(at + 1, stop + 1))
 
     def edge(self, number: int) -> int:
         """Return where line ``number`` starts, which is where the one before stops."""
@@ -74,13 +73,13 @@ class LineEdges:
 
 
 class _Edges(Sequence[int]):
-    __slots__ = ("_lines", "_shift")
+    __slots__ = ("_lines", "_numbers")
 
-    def __init__(self, lines: LineEdges, shift: int) -> None:
-        self._lines, self._shift = lines, shift
+    def __init__(self, lines: LineEdges, numbers: range) -> None:
+        self._lines, self._numbers = lines, numbers
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._numbers)
 
     @overload
     def __getitem__(self, index: int) -> int: ...
@@ -89,12 +88,12 @@ class _Edges(Sequence[int]):
     def __getitem__(self, index: slice) -> list[int]: ...
 
     def __getitem__(self, index: int | slice) -> int | list[int]:
-        if isinstance(index, slice):
-            return [self._lines.edge(number + self._shift) for number in range(*index.indices(len(self._lines)))]
-        count = len(self._lines)
-        if not -count <= index < count:
-            raise IndexError(index)
-        return self._lines.edge(index % count + self._shift)
+        numbers = self._numbers[index]
+        return self._lines.edge(numbers) if isinstance(numbers, int) else [self._lines.edge(at) for at in numbers]
+
+
+def _place(stretch: Stretch, at: int, stop: int) -> tuple[Position, ...]:
+    return (stretch.position(at, stop),)
 
 
 class Batcher:
@@ -126,7 +125,7 @@ class Batcher:
 
     def add(self, stretch: Stretch) -> Iterator[Batch]:
         """Take the stretch in, and yield the batches that are full."""
-        values, path, unit, starts, stops, lines = stretch
+        values, lines = stretch.values, stretch.lines
         at, size = 0, self.size
         if self._values or self._left_out:
             at = min(self.room, len(values))
@@ -135,9 +134,9 @@ class Batcher:
                 yield self._cut()
         while len(values) - at >= size:
             stop = at + size
-            position = (Position(path, unit, starts[at], stops[stop - 1]),)
+            place = partial(_place, stretch, at, stop)
             again = None if lines is None else partial(self._parse, lines[at:stop])
-            yield Batch(self._index, values[at:stop], size, position, again)
+            yield Batch(self._index, values[at:stop], size, place, again)
             self._index += 1
             at = stop
         self._hold(stretch, at, len(values))
@@ -157,10 +156,10 @@ class Batcher:
         if at == stop:
             return
         self._values += stretch.values[at:stop]
-        start, end = stretch.starts[at], stretch.stops[stop - 1]
+        position = stretch.position(at, stop)
         if self._positions and self._positions[-1].path == stretch.path:
-            start = self._positions.pop().start
-        self._positions.append(Position(stretch.path, stretch.unit, start, end))
+            position = position._replace(start=self._positions.pop().start)
+        self._positions.append(position)
 
     def _cut(self) -> Batch:
         batch = Batch(self._index, self._values, len(self._values), tuple(self._positions))

@@ -162,19 +162,17 @@ class _Lines:
         if not self._number:
             self._began = block.offset
         long_integers = _may_hold_long_integers(block.data)
-        at, offset, count, batcher = 0, block.offset, len(lines), self._batcher
+        edges = LineEdges(lines, block.offset, block.offset + len(block.data))
+        at, count, batcher = 0, len(lines), self._batcher
         together = max(_TOGETHER // batcher.size - 1, 0) * batcher.size
         while at < count:
             some = lines[at : at + batcher.room + together]
-            at += len(some)
-            # the last line of a file may lack its newline
-            stop = offset + sum(map(len, some)) + len(some) - (at == count and not whole)
             values = None if long_integers else self._values(some)
             if values is None:
-                yield from self._one_by_one(some, offset, stop, long_integers=long_integers)
+                yield from self._one_by_one(some, edges, at, long_integers=long_integers)
             else:
-                yield self._stretch(values, some, offset, stop, None)
-            offset = stop
+                yield self._stretch(values, edges, at, some)
+            at += len(some)
             self._number += len(some)
 
     def _values(self, lines: list[bytes]) -> list[Any] | None:
@@ -186,11 +184,10 @@ class _Lines:
         return values if self._any_value or set(map(type, values)) == _DICTS else None
 
     def _one_by_one(
-        self, lines: list[bytes], offset: int, stop: int, *, long_integers: bool
+        self, lines: list[bytes], edges: LineEdges, at: int, *, long_integers: bool
     ) -> Iterator[Stretch | BadLine]:
         good: list[Any] = []
         indexes: list[int] = []
-        starts = LineEdges(lines, offset, stop).starts
         for index, line in enumerate(lines):
             try:
                 if long_integers and _may_hold_long_integers(line):
@@ -206,34 +203,30 @@ class _Lines:
                     raise ValueError(f"not a JSON object but {_kind(value)}")
             except (ValueError, RecursionError) as error:
                 if good:
-                    yield self._stretch(good, lines, offset, stop, indexes)
+                    yield self._stretch(good, edges, at, lines, indexes)
                     good, indexes = [], []
                 number = self._lines_before() + self._number + index + 1
-                yield BadLine(self._piece.path, number, starts[index], _shown(line), _error(error))
+                yield BadLine(self._piece.path, number, edges.edge(at + index), _shown(line), _error(error))
             else:
                 good.append(value)
                 indexes.append(index)
         if good:
-            yield self._stretch(good, lines, offset, stop, indexes)
+            yield self._stretch(good, edges, at, lines, indexes)
 
     def _stretch(
-        self, values: list[Any], lines: list[bytes], offset: int, stop: int, indexes: list[int] | None
+        self, values: list[Any], edges: LineEdges, at: int, lines: list[bytes], indexes: list[int] | None = None
     ) -> Stretch:
-        """Return the values of the lines with these indexes (None: of all)."""
-        unit, first, last = "bytes", offset, stop
-        starts: Sequence[int]
-        stops: Sequence[int]
+        """Return the values of the lines from ``at`` on with these indexes (None: of all)."""
+        path, count = self._piece.path, len(lines)
+        unit, starts, stops = "bytes", edges.starts(at, at + count), edges.stops(at, at + count)
         if self._compressed:
             unit, first = "lines", self._number
-            starts, stops = range(first, first + len(lines)), range(first + 1, first + len(lines) + 1)
-        else:
-            edges = LineEdges(lines, first, last)
-            starts, stops = edges.starts, edges.stops
+            starts, stops = range(first, first + count), range(first + 1, first + count + 1)
         if indexes is None:
-            return Stretch(values, self._piece.path, unit, starts, stops, lines)
-        if len(indexes) < len(lines):
+            return Stretch(values, path, unit, starts, stops, lines)
+        if len(indexes) < count:
             starts, stops = [starts[index] for index in indexes], [stops[index] for index in indexes]
-        return Stretch(values, self._piece.path, unit, starts, stops)
+        return Stretch(values, path, unit, starts, stops)
 
     def _lines_before(self) -> int:
         if self._before is None:

@@ -47,9 +47,15 @@ class Batch:
     index: int  # in the split, from 0
     data: pa.Table | list[Any]  # Parquet: a table whose columns have one chunk each; JSON: a list of dicts
     rows: int
-    position: tuple[Position, ...]
+    #: Where the rows lie, or what finds that out: few batches are asked.
+    place: tuple[Position, ...] | Callable[[], tuple[Position, ...]] = field(repr=False, compare=False)
     #: Reads ``data`` once more, for whoever gave it away; None: it has to be copied before.
     again: Callable[[], list[Any]] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def position(self) -> tuple[Position, ...]:
+        """Where the rows lie in the input, one after the other."""
+        return self.place() if callable(self.place) else self.place
 
 
 @dataclass(frozen=True, slots=True)
