@@ -30,7 +30,7 @@ __all__ = ["parse_line", "read_json"]
 _SHOWN = 64 << 10  # bytes of a malformed line that are kept
 _DICTS = {dict}
 _ARRAY_BYTES = 1 << 20  # of the values of a stretch of an array; roughly, they are Python objects already
-_TOGETHER = 256  # values of small batches that are parsed at once
+_TOGETHER = 128  # values of small batches that are parsed at once
 
 #: Makes every digit "0" and all else but the minus sign a space: then a search finds long runs of digits quickly.
 _DIGITS = bytes(48 if 48 <= byte <= 57 else 45 if byte == 45 else 32 for byte in range(256))

@@ -161,6 +161,7 @@ def _warm_up(settings: JobSettings) -> None:
     threads = settings.compute.threads
     pa.set_cpu_count(threads)
     pa.set_io_thread_count(max(threads, 4))  # they wait for storage more than they work
+    pa.allocate_buffer(64)  # the first one maps a gigabyte and clears a huge page, which may take 10 ms
     if settings.output is not None:
         from cortex_dask.io import writing  # noqa: F401 - as above
 
