@@ -8,8 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -64,7 +63,7 @@ class DaskCluster(Cluster):
         self._token = uuid.uuid4().hex[:12]
         self._job_url = ""
         self._settings: JobSettings | None = None
-        self._futures: set[Future[Any]] = set()
+        self._pending: dict[Future[Any], tuple[SplitTask, Done]] = {}  # attempts that were sent and have not ended
         self._lock = threading.Lock()
         self._threads: dict[str, int] = {}  # slots of each Dask worker, by its address
         self._home = ""
@@ -200,7 +199,7 @@ class DaskCluster(Cluster):
                 self._threads = self._count()
             except Exception as error:  # noqa: BLE001 - as is said below
                 # The client tries to reconnect for some time; what it raises meanwhile, and when it gives up, varies.
-                if self.client.status not in ("running", "connecting"):
+                if not self._is_live():
                     self._recover(error)
             else:
                 self._slots_seen = time.monotonic()
@@ -273,8 +272,16 @@ class DaskCluster(Cluster):
         """Return whether splits can be sent."""
         return self._is_connected
 
+    def _is_live(self) -> bool:
+        """Return whether the client is connected, or tries to be again; it gives that up after some time."""
+        return self.client.status in ("running", "connecting")
+
     def _recover(self, error: Exception) -> None:
-        """Wait for the scheduler to come back, in the background: the coordinator goes on to look for limits."""
+        """Wait for the scheduler to come back, in the background: the coordinator goes on to look for limits.
+
+        A client that gives up calls back for the futures that it knows, and never for those that are sent while it
+        closes, such as the next attempts at the same splits. So whatever is pending ends here.
+        """
         with self._lock:
             if self._recovering is not None:
                 return
@@ -282,7 +289,9 @@ class DaskCluster(Cluster):
             self._recovering = threading.Thread(
                 target=self._await_scheduler, args=(error,), name="cortex-dask-reconnect", daemon=True
             )
+            pending, self._pending = self._pending, {}
             self._recovering.start()
+        self._lose(pending.values(), error)
 
     def _await_scheduler(self, error: Exception) -> None:
         end = time.monotonic() + self.seconds("reconnect_timeout", _RECONNECT_SECONDS)
@@ -371,22 +380,29 @@ class DaskCluster(Cluster):
                 **place,
             )
         except Exception as error:
-            if self.client.status in ("running", "connecting"):
+            if self._is_live():
                 raise
             self._recover(error)
-            for task, done in tasks:
-                self._mailbox.take(task.split.number, task.attempt)
-                done(WorkerLost(_reason(error), workers=0))
+            self._lose(tasks, error)
             return
         with self._lock:
-            self._futures.update(futures)
-        for future, (task, done) in zip(futures, tasks, strict=True):
-            future.add_done_callback(partial(self._ended, task.split.number, task.attempt, done))
+            self._pending.update(zip(futures, tasks, strict=True))
+        for future in futures:
+            future.add_done_callback(self._ended)
 
-    def _ended(self, split: int, attempt: int, done: Done, future: Future[Any]) -> None:
+    def _lose(self, tasks: Iterable[tuple[SplitTask, Done]], error: Exception) -> None:
+        """Say of attempts that were sent, or could not be, that nothing will be heard of them."""
+        for task, done in tasks:
+            self._mailbox.take(task.split.number, task.attempt)
+            done(WorkerLost(_reason(error), workers=0))
+
+    def _ended(self, future: Future[Any]) -> None:
         with self._lock:
-            self._futures.discard(future)
-        outcome = self._mailbox.take(split, attempt)
+            pending = self._pending.pop(future, None)
+        if pending is None:
+            return  # it was given up when the client was
+        task, done = pending
+        outcome = self._mailbox.take(task.split.number, task.attempt)
         ended: Outcome | Exception
         try:
             ended = _outcome(future, outcome)
@@ -404,7 +420,10 @@ class DaskCluster(Cluster):
         call = {"job_url": self._job_url}
         future = self.client.submit(eval, _RUN_COMPLETION, call, key=key, pure=False, **self._place())
         try:
-            return Outcome.from_json(future.result())
+            while not future.done() and self._is_live():
+                with contextlib.suppress(TimeoutError):  # a client that is closed may leave its future pending
+                    future.result(timeout=_LOOK_UP_SECONDS)
+            return Outcome.from_json(future.result(timeout=_LOOK_UP_SECONDS))
         except Exception as error:  # noqa: BLE001 - whatever ended it, the job has to say it
             return Outcome("worker error", -1, message=f"on_job_complete could not be run: {_reason(error)}")
 
@@ -414,7 +433,7 @@ class DaskCluster(Cluster):
         """End the running splits on all workers, and those that wait for workers that do not come."""
         if self._client is not None and not any(self._threads.values()):
             with self._lock:
-                waiting = list(self._futures)
+                waiting = list(self._pending)
             with contextlib.suppress(Exception):  # the scheduler may be gone
                 self._client.cancel(waiting)
             return
@@ -437,7 +456,8 @@ class DaskCluster(Cluster):
         if self._client is None:
             return
         with self._lock:
-            futures, self._futures = list(self._futures), set()
+            futures = list(self._pending)
+            self._pending.clear()
         with contextlib.suppress(Exception):  # the scheduler may be the reason for closing
             self._client.unsubscribe_topic(_topic(self._job_url))
         with contextlib.suppress(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -14,7 +15,10 @@ from typing import Any
 import pytest
 
 from cortex_dask.clusters.address import Address
+from cortex_dask.clusters.base import WorkerLost
 from cortex_dask.errors import ClusterError, SpecError
+from cortex_dask.io.records import SplitTask
+from cortex_dask.io.splits import Split
 from tests.clusters.workers import worker
 from tests.faults.checks import exactly_once
 from tests.faults.jobs import ROOT, FaultJob, make_job, until
@@ -138,6 +142,30 @@ def test_a_scheduler_that_is_started_again_at_the_same_address(
             running.join(90)
     result = exactly_once(job, status="succeeded")
     assert result.status["batch_metrics"]["failed"] == 0
+
+
+def test_what_is_sent_while_the_client_connects_again_or_closes_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortex_dask.clusters.address._CLIENT_SECONDS", 3.0)
+    ended: queue.SimpleQueue[object] = queue.SimpleQueue()
+    with scheduler(tmp_path / "dask") as (address, first):
+        cluster = Address(address)
+        job = make_job(str(tmp_path / "store"), tmp_path / "marks", cluster=address)
+        cluster.start(job.url, job.settings, lambda event: None)
+        try:
+            until(lambda: cluster.slots() == 2, "the worker")
+            first.kill()
+            first.wait()
+            until(lambda: cluster.client.status == "connecting", "the client to notice")
+            cluster.submit(SplitTask(job.url, Split(0, (), None, 1, 1), 1, None), ended.put)
+            lost = [ended.get(timeout=30)]  # the client closes
+            cluster.submit(SplitTask(job.url, Split(0, (), None, 1, 1), 2, None), ended.put)
+            until(lambda: cluster.slots() == 0 and not cluster.is_ready(), "the loss to be noticed")
+            lost.append(ended.get(timeout=30))
+        finally:
+            cluster.close()
+    assert all(isinstance(each, WorkerLost) and each.workers == 0 for each in lost), "no worker was lost"
 
 
 def test_its_name_is_that_of_its_kind() -> None:
