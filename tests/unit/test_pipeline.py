@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -506,9 +507,8 @@ def job(tmp_path: Path) -> Iterator[TestJob]:
         def on_job_complete(self):
             assert self.rows == 90, self.rows
     """
-    made = make_job(tmp_path, handler)
-    yield made
-    made.close()
+    with contextlib.closing(make_job(tmp_path, handler)) as made:
+        yield made
 
 
 def test_inline_is_the_same_loop_without_threads_and_processes(job: TestJob) -> None:
@@ -523,13 +523,14 @@ def test_inline_is_the_same_loop_without_threads_and_processes(job: TestJob) -> 
 
 
 def test_a_keyboard_interrupt_leaves_the_inline_loop(tmp_path: Path) -> None:
-    made = make_job(tmp_path, PLAIN.replace("return payload", "raise KeyboardInterrupt"))
-    with pytest.raises(KeyboardInterrupt):
-        made.run(in_line=True)
-    assert made.staged() == []
+    with contextlib.closing(make_job(tmp_path, PLAIN.replace("return payload", "raise KeyboardInterrupt"))) as made:
+        with pytest.raises(KeyboardInterrupt):
+            made.run(in_line=True)
+        assert made.staged() == []
 
 
 def test_an_init_that_fails_inline_is_an_outcome(tmp_path: Path) -> None:
-    made = make_job(tmp_path, PLAIN.replace("config): pass", "config): raise ValueError('no')"))
-    outcome = made.run(in_line=True)
+    handler = PLAIN.replace("config): pass", "config): raise ValueError('no')")
+    with contextlib.closing(make_job(tmp_path, handler)) as made:
+        outcome = made.run(in_line=True)
     assert (outcome.kind, outcome.message) == ("worker error", "the handler cannot be started: ValueError: no")
