@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, NamedTuple
 
 import orjson
@@ -54,27 +53,23 @@ def row_encoder(schema: pa.Schema) -> Callable[[Any], EncodedRows | None] | None
     # What lies between two rows. With strange names it may lie elsewhere as well, which shows in the number of lines.
     between = b"},{" + dumps(names[0]) + b":"
     line_end = between.replace(b",", b"\n", 1)
-    known: dict[int, list[str]] = {}  # the names of batches with so many rows; few sizes occur
+    width = len(names)
 
     def encode(result: Any) -> EncodedRows | None:
         if type(result) is not list or set(map(type, result)) != _DICTS:
             return None
         rows = len(result)
-        if rows not in known:
-            known.clear()
-            known[rows] = names * rows
-        # A dict has a name once, so names in this order can only be those of whole rows.
-        if [*chain.from_iterable(result)] != known[rows]:
+        if sum(map(len, result)) != rows * width:  # if each row has each name, which is seen below, it has no other
             return None
-        for name, kind, nullable in columns:  # plain loops: half as long as with map and sets, from Python 3.11 on
-            for row in result:
-                if type(row[name]) is not kind and not (nullable and row[name] is None):
-                    return None
         try:
+            for name, kind, nullable in columns:  # plain loops: half as long as with map and sets, from Python 3.11 on
+                for row in result:
+                    if type(row[name]) is not kind and not (nullable and row[name] is None):
+                        return None
             # Integers of more than 53 bits take the long way, since orjson takes some that no int64 holds.
             text = dumps(result, None, orjson.OPT_STRICT_INTEGER)
-        except (orjson.JSONEncodeError, RecursionError):
-            return None  # half of a surrogate pair, a long integer, a name that only equals one
+        except (KeyError, orjson.JSONEncodeError, RecursionError):
+            return None  # another name, half of a surrogate pair, a long integer, a name that only equals one
         lines = text[1:-1].replace(between, line_end) + b"\n"
         return EncodedRows(lines, rows) if lines.count(b"\n") == rows else None
 

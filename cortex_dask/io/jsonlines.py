@@ -8,6 +8,7 @@ Integers of any size are exact, text stays text, ``NaN`` and ``Infinity`` are ta
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import groupby
@@ -20,6 +21,7 @@ from cortex_dask.io.filters import matcher, parse_filters
 from cortex_dask.io.json_batches import Batcher, LineEdges, Stretch
 from cortex_dask.io.json_files import Block, JsonFile
 from cortex_dask.io.listing import HIVE_NULL
+from cortex_dask.io.long_integers import may_hold_long_integers
 from cortex_dask.io.reading import Ahead, BadLine, Batch, UnreadableInput
 from cortex_dask.io.small_files import SmallFiles
 from cortex_dask.io.sources import translated
@@ -32,9 +34,9 @@ _DICTS = {dict}
 _ARRAY_BYTES = 1 << 20  # of the values of a stretch of an array; roughly, they are Python objects already
 _TOGETHER = 128  # values of small batches that are parsed at once
 
-#: Makes every digit "0" and all else but the minus sign a space: then a search finds long runs of digits quickly.
-_DIGITS = bytes(48 if 48 <= byte <= 57 else 45 if byte == 45 else 32 for byte in range(256))
-_DIGITS_19, _MINUS_19, _DIGITS_20 = b"0" * 19, b"-" + b"0" * 19, b"0" * 20
+#: Stands between lines that are parsed at once. Nobody who writes the lines knows it.
+_BETWEEN = secrets.randbelow(1 << 30)
+_JOINT = b",%d," % _BETWEEN
 
 
 def read_json(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> Iterator[Batch | BadLine]:
@@ -161,7 +163,7 @@ class _Lines:
             lines.pop()
         if not self._number:
             self._began = block.offset
-        long_integers = _may_hold_long_integers(block.data)
+        long_integers = may_hold_long_integers(block.data)
         edges = LineEdges(lines, block.offset, block.offset + len(block.data))
         at, count, batcher = 0, len(lines), self._batcher
         together = max(_TOGETHER // batcher.size - 1, 0) * batcher.size
@@ -190,7 +192,7 @@ class _Lines:
         indexes: list[int] = []
         for index, line in enumerate(lines):
             try:
-                if long_integers and _may_hold_long_integers(line):
+                if long_integers and may_hold_long_integers(line):
                     value = _slow_loads(line)
                 else:
                     try:
@@ -239,13 +241,22 @@ class _Lines:
 
 
 def _parse_lines(lines: list[bytes]) -> list[Any]:
-    return list(map(orjson.loads, lines))
+    """Parse lines with one call, which takes two thirds of the time of a call for each.
 
+    Two lines could be one value only together, and one line be two. So what stands between the lines has to be found
+    between the values.
 
-def _may_hold_long_integers(data: bytes) -> bool:
-    """Tell whether there may be integers beyond 64 bits, which orjson reads as floats."""
-    digits = data.translate(_DIGITS)
-    return _DIGITS_19 in digits and (_DIGITS_20 in digits or _MINUS_19 in digits)
+    Raises
+    ------
+    orjson.JSONDecodeError
+        If one of them is blank or malformed.
+    """
+    found = orjson.loads(b"[%b]" % _JOINT.join(lines))
+    joints = found[1::2]
+    if len(found) != 2 * len(lines) - 1 or joints.count(_BETWEEN) != len(joints):
+        return list(map(orjson.loads, lines))
+    values: list[Any] = found[::2]
+    return values
 
 
 def parse_line(line: bytes) -> Any:
@@ -256,7 +267,7 @@ def parse_line(line: bytes) -> Any:
     ValueError
         If it is not JSON.
     """
-    if not _may_hold_long_integers(line):
+    if not may_hold_long_integers(line):
         try:
             return orjson.loads(line)
         except orjson.JSONDecodeError:

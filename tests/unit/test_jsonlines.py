@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cortex_dask.io import json_files
+from cortex_dask.io import json_files, jsonlines
 from cortex_dask.io.planning import plan
 from cortex_dask.io.reading import BadLine, Batch, UnreadableInput, read_split
 from cortex_dask.io.splits import DatasetInput, Piece, PlanHeader, Split
@@ -265,6 +265,25 @@ def test_a_bad_line_says_what_is_wrong(tmp_path: Path, line: bytes, error: str) 
     assert records == [{"a": 1}, {"a": 2}]
     assert (bad.path, bad.line, bad.offset, bad.error) == (str(path), 2, 9, error)
     assert bad.text == line[: 64 << 10].decode(errors="backslashreplace")
+
+
+@pytest.mark.parametrize("any_value", [False, True])
+def test_lines_that_would_be_values_only_together_are_malformed(tmp_path: Path, any_value: bool) -> None:
+    # Lines are parsed many at once: joined by commas, these seven would be seven objects.
+    lines = [b'{"a": 1}', b'{"a": [{}', b"{}]}", b'{"a": 2},{"a": 3}', b'{"a": "', b'"}', b'{"a": 4},{"a": 5}']
+    path = write(tmp_path, "x.jsonl", b"\n".join(lines))
+    records, bad, _ = read(split_of(path), header(batch_size=10, extra={"json": "any"} if any_value else {}))
+    assert records == [{"a": 1}]
+    assert [item.line for item in bad] == [2, 3, 4, 5, 6, 7]
+
+
+def test_lines_that_hold_what_stands_between_them_are_read_as_they_are(tmp_path: Path) -> None:
+    joint = jsonlines._JOINT.strip(b",")
+    lines = [b"[1]", joint, b'{"a": %b}' % joint, b"1%b2" % jsonlines._JOINT, joint]
+    path = write(tmp_path, "x.jsonl", b"\n".join(lines))
+    records, bad, _ = read(split_of(path), header(batch_size=10, extra={"json": "any"}))
+    assert records == [[1], int(joint), {"a": int(joint)}, int(joint)]
+    assert [item.line for item in bad] == [4]
 
 
 def test_line_numbers_of_a_piece_count_from_the_start_of_the_file(tmp_path: Path) -> None:
