@@ -16,7 +16,7 @@ Run = Mapping[str, Any]
 WALL = {"W1": 1.5, "W2": 1.15}
 #: The same once every worker is at work.
 STEADY = {"W1": 1.10, "W2": 1.05, "W3": 1.05, "W4": 1.05, "W6": 1.05}  # W5 is over before all are
-#: The share of the workers' time that is spent in computing, at least.
+#: The share of the time that is spent in computing, of the processors that could be busy, at least.
 BUSY = {"W6": 0.90}
 #: Seconds at most.
 SECONDS = {"W4": 11.0, "W5": 1.1}
@@ -24,25 +24,25 @@ SECONDS = {"W4": 11.0, "W5": 1.1}
 MORE = {"W3": 1.0}
 
 
-def goals(results: Sequence[Run], workers: int) -> str:
+def goals(results: Sequence[Run], busy: int) -> str:
     """Return a table with a row for each goal of the workloads that were run.
 
     Parameters
     ----------
     results : sequence of dict
         The runs, as ``run.py`` writes them.
-    workers : int
-        How many workers each run had.
+    busy : int
+        How many processors a run could keep busy: its workers, or the machine's cores where those are fewer.
     """
     names = dict.fromkeys(run["workload"] for run in results)
-    rows = [row for name in names for row in _rows(name, [run for run in results if run["workload"] == name], workers)]
+    rows = [row for name in names for row in _rows(name, [run for run in results if run["workload"] == name], busy)]
     if not rows:
         return ""
     head = ["| | what | goal | here | |", "| --- | --- | ---: | ---: | --- |"]
     return "\n".join([*head, *rows]) + "\n"
 
 
-def _rows(name: str, runs: Sequence[Run], workers: int) -> Iterator[str]:
+def _rows(name: str, runs: Sequence[Run], busy: int) -> Iterator[str]:
     ours = [run for run in runs if run["engine"] == "ours"]
     floor = [run for run in runs if run["engine"] == "floor"]
     pairs = [(run, base) for run, base in zip(ours, floor, strict=False) if not run["error"] and not base["error"]]
@@ -59,8 +59,8 @@ def _rows(name: str, runs: Sequence[Run], workers: int) -> Iterator[str]:
     if name in SECONDS:
         yield _row(name, "whole process, seconds", SECONDS[name], wall)
     if name in BUSY:
-        busy = statistics.median(run["cpu"] / (workers * run["wall"]) for run in good)
-        yield _row(name, f"CPU seconds over {workers} x wall", BUSY[name], busy, least=True)
+        share = statistics.median(run["cpu"] / (busy * run["wall"]) for run in good)
+        yield _row(name, f"CPU seconds over {busy} x wall", BUSY[name], share, least=True)
     timed = [(run, base) for run, base in pairs if run["steady"] is not None and base["steady"]]
     if timed and name in STEADY:
         ratio = statistics.median(run["steady"] / base["steady"] for run, base in timed)

@@ -94,7 +94,7 @@ ms. What the workloads are: `workloads.py`; where the seconds go: `docs/performa
 
 Machine: {machine()}; `import distributed` takes {document["distributed"]:.2f} s on it.
 
-{goals(document["results"], options["workers"])}
+{goals(document["results"], min(options["workers"], os.cpu_count() or 1))}
 ![Wall time of each engine as a multiple of the floor's](results.svg)
 
 {tables}
