@@ -94,13 +94,14 @@ class Background:
         self.wait(_EXIT_SECONDS)
 
     def _run(self) -> None:
-        from cortex_dask.runtime import coordinator
+        from cortex_dask.runtime import coordinator, spares
 
         run = coordinator.retry_failed if self._retry else coordinator.run_job
         try:
             self._document = run(self._job.url, cluster=self._cluster, on_status=self._show)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised by result() in the thread that waits
             self._error = error
+            spares.discard()  # where the coordinator has failed before it had anything to do with its cluster
         finally:
             self._ended.set()
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cortex_dask.configuration_files import configuration_files
+from cortex_dask.configuration_files import configuration_files, configuration_places
 from cortex_dask.errors import ProjectError
 
 __all__ = ["cache_root", "hold", "hold_in_place", "prune", "unpack"]
@@ -70,12 +70,13 @@ def cache_root() -> str:
 def _configured() -> str | None:
     """Return ``cortex-dask.cache`` from Dask's configuration files; the later file wins, as in Dask."""
     found: str | None = None
-    with contextlib.suppress(OSError):
-        for file in configuration_files():
-            with contextlib.suppress(OSError):
-                text = file.read_text(encoding="utf-8", errors="replace")
-                if "cache" in text and any(section in text for section in _SECTIONS):
-                    found = _read_key(text) or found
+    for place in configuration_places():
+        with contextlib.suppress(OSError):
+            for file in configuration_files(place):
+                with contextlib.suppress(OSError):
+                    text = file.read_text(encoding="utf-8", errors="replace")
+                    if "cache" in text and any(section in text for section in _SECTIONS):
+                        found = _read_key(text) or found
     return found
 
 

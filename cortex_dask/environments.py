@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cortex_dask.configuration_files import configuration_files
+from cortex_dask.configuration_files import configuration_files, configuration_places
 from cortex_dask.errors import SpecError
 from cortex_dask.wording import nearest, shown
 from cortex_dask.yaml_file import load_yaml
@@ -214,7 +214,8 @@ def _may_be_configured() -> bool:
     if any(name.startswith("DASK_") and name[5:].upper().startswith(("CORTEX", "INTERNAL")) for name in os.environ):
         return True
     try:
-        return any(b"cortex" in file.read_bytes() for file in configuration_files())
+        places = configuration_places()
+        return any(b"cortex" in file.read_bytes() for place in places for file in configuration_files(place))
     except OSError:
         return True  # Dask says what is wrong with it
 

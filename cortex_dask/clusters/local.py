@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 
 from cortex_dask.clusters.base import Cluster, Done, Report
 from cortex_dask.io.records import Outcome, SplitTask
@@ -17,6 +18,7 @@ from cortex_dask.runtime import devices, slots, spares
 __all__ = ["LocalThreads"]
 
 _CLOSE_SECONDS = 5.0  # the threads end when their handler processes have ended
+_LOOK_AGAIN_SECONDS = 0.2
 
 
 class LocalThreads(Cluster):
@@ -109,13 +111,18 @@ class LocalThreads(Cluster):
         """End the job's handler processes, then the threads."""
         self._ending = self._ending or "the job was closed"
         spares.discard()  # those of a job that was refused before it took any
-        if self._job_url:
-            slots.close_job(self._job_url)  # also those that were started for a job that has never begun
         for _ in self._threads:
             self._tasks.put(None)
-        for thread in self._threads:
-            thread.join(_CLOSE_SECONDS)
-        self._threads.clear()
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        while True:
+            if self._job_url:
+                # Also processes that were started for a job that has never begun; and once more, as a thread may just
+                # then have begun with a split.
+                slots.close_job(self._job_url)
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            if not self._threads or time.monotonic() > deadline:
+                return
+            self._threads[0].join(_LOOK_AGAIN_SECONDS)
 
 
 def _slots_wanted(settings: JobSettings) -> int:

@@ -34,7 +34,7 @@ class LineEdges:
     """Where the lines of a block begin and end.
 
     Few are asked for, one after the other: so they are added up from one to the next when somebody asks, and not noted
-    for each line.
+    for each line. The thread that reads may ask, and the one that handles.
 
     Parameters
     ----------
@@ -44,11 +44,11 @@ class LineEdges:
         Where the first line starts and the last one stops, which may lack its line end.
     """
 
-    __slots__ = ("_at", "_first", "_last", "_lines", "_offset")
+    __slots__ = ("_first", "_last", "_lines", "_mark")
 
     def __init__(self, lines: list[bytes], first: int, last: int) -> None:
         self._lines, self._first, self._last = lines, first, last
-        self._at, self._offset = 0, first
+        self._mark = (0, first)  # the line that was asked for last, and where it starts
 
     def starts(self, at: int, stop: int) -> Sequence[int]:
         """Return where each of some lines starts."""
@@ -60,16 +60,14 @@ class LineEdges:
 
     def edge(self, number: int) -> int:
         """Return where line ``number`` starts, which is where the one before stops."""
-        at = self._at
-        if number == at:
-            return self._offset
         if number == len(self._lines):
             return self._last
+        at, offset = self._mark
         if number < at:
-            at, self._offset = 0, self._first
-        self._offset += sum(map(len, self._lines[at:number])) + number - at
-        self._at = number
-        return self._offset
+            at, offset = 0, self._first
+        offset += sum(map(len, self._lines[at:number])) + number - at
+        self._mark = (number, offset)
+        return offset
 
 
 class _Edges(Sequence[int]):

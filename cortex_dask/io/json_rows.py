@@ -18,6 +18,7 @@ __all__ = ["EncodedRows", "row_encoder"]
 
 _TYPES = {pa.int64(): int, pa.float64(): float, pa.string(): str, pa.large_string(): str, pa.bool_(): bool}
 _DICTS = {dict}
+_BEHIND_TEXT = (":", ",", "}")  # what follows the quote at a text's end: a name that begins so would look like an end
 
 
 class EncodedRows(NamedTuple):
@@ -46,11 +47,11 @@ def row_encoder(schema: pa.Schema) -> Callable[[Any], EncodedRows | None] | None
     """
     names = list(map(sys.intern, schema.names))  # names in a handler's source are: then equal ones are identical
     types = [_TYPES.get(kind) for kind in schema.types]
-    if not names or None in types or len(set(names)) < len(names):
+    if not names or None in types or len(set(names)) < len(names) or names[0][:1] in _BEHIND_TEXT:
         return None
     columns = [(name, kind, field.nullable) for name, kind, field in zip(names, types, schema, strict=True)]
     dumps = orjson.dumps
-    # What lies between two rows. With strange names it may lie elsewhere as well, which shows in the number of lines.
+    # What lies between two rows that begin with the first name, and nowhere else: in a text a quote has a backslash.
     between = b"},{" + dumps(names[0]) + b":"
     line_end = between.replace(b",", b"\n", 1)
     width = len(names)

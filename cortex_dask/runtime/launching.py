@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from cortex_dask.runtime.progress_cell import ProgressCell
 
 __all__ = ["Launched", "launch", "slot_environment"]
 
+_KILL_SECONDS = 5.0  # for a killed process to end
 #: What BLAS, OpenMP and the libraries that bring their own threads look at when they are loaded.
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -51,7 +53,8 @@ class Launched:
     def discard(self) -> None:
         """Kill it, as nobody has told it anything yet."""
         self.popen.kill()
-        self.popen.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # as on a file system that does not answer
+            self.popen.wait(_KILL_SECONDS)
         for descriptor in (self.events, self.lifeline):
             os.close(descriptor)
         for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):

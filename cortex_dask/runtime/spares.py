@@ -85,4 +85,6 @@ def discard() -> None:
         rest = [launched for _, launched in _spares]
         _spares.clear()
     for launched in rest:
+        launched.popen.kill()  # all of them, before one is waited for
+    for launched in rest:
         launched.discard()

@@ -107,6 +107,20 @@ def test_the_order_of_names_is_the_rows_own() -> None:
     assert encoded.text.splitlines()[1] == b'{"n":2,"t":null,"b":false,"x":0.5}'
 
 
+@pytest.mark.parametrize("first", [":", ",", "}", "},{", ":x"])
+def test_a_name_that_looks_like_the_end_of_a_text_takes_the_long_way(first: str) -> None:
+    # Two rows in different orders could otherwise be cut within a text, and not between them.
+    assert row_encoder(pa.schema({first: pa.string(), "},{": pa.string()} | {"a": pa.string()})) is None
+    encode = row_encoder(pa.schema({"a": pa.string(), first: pa.string()}))
+    assert encode is not None
+    encoded = encode([{"a": "},{", first: "},{"}, {"a": '},{"a":', first: "},{"}])
+    assert encoded is not None
+    assert [json.loads(line) for line in encoded.text.splitlines()] == [
+        {"a": "},{", first: "},{"},
+        {"a": '},{"a":', first: "},{"},
+    ]
+
+
 def test_what_is_no_list_of_rows_takes_the_long_way() -> None:
     encode = row_encoder(SCHEMA)
     assert encode is not None

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import itertools
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortex_dask.io import json_files, jsonlines
+from cortex_dask.io.json_batches import LineEdges
 from cortex_dask.io.planning import plan
 from cortex_dask.io.reading import BadLine, Batch, UnreadableInput, read_split
 from cortex_dask.io.splits import DatasetInput, Piece, PlanHeader, Split
@@ -105,6 +107,28 @@ def test_files_that_another_thread_reads_give_the_same(tmp_path: Path) -> None:
     assert found(read_split(split, header(), ahead)) == expected
     assert threads
     assert threading.get_ident() not in threads
+
+
+def test_two_threads_may_ask_where_lines_lie() -> None:
+    lines = [b"x" * (10 + number % 7) for number in range(20_000)]
+    starts = [0, *itertools.accumulate(len(line) + 1 for line in lines)]
+    edges = LineEdges(lines, 0, starts[-1])
+    wrong: list[int] = []
+
+    def ask(numbers: Iterable[int]) -> None:
+        wrong.extend(number for number in numbers if edges.edge(number) != starts[number])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            forwards = pool.submit(ask, list(range(0, 20_000, 20)) * 5)
+            anywhere = pool.submit(ask, [number * 7919 % 20_000 for number in range(1500)])
+            forwards.result()
+            anywhere.result()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
 
 
 # any layout -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ SCRIPT = """
 import json, os, sys
 import psutil
 import cortex_dask as cx
-from cortex_dask.errors import InputError
+from cortex_dask.errors import CortexDaskError
 
 launched = {"early": 0, "later": 0}
 
@@ -41,7 +41,7 @@ if __name__ == "__main__":
     said = ""
     try:
         cx.run(Handler, batch_size=5, batch_format="records", progress=False, **json.loads(sys.argv[1]))
-    except InputError as error:
+    except CortexDaskError as error:
         said = str(error)
     # one that was being launched when the job ended is ended a moment later
     _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=10)
@@ -82,6 +82,23 @@ def test_a_refused_submission_leaves_none(run) -> None:
 
     assert "nothing-here.jsonl" in said
     assert launched["early"] <= 2  # it may be refused before the second is launched
+    assert alive == []
+
+
+def test_a_job_that_fails_before_its_cluster_is_asked_for_anything_leaves_none(run) -> None:
+    prelude = """
+import errno, sys
+
+def full(event, arguments):
+    if event == "open" and "status.json" in str(arguments[0]) and arguments[1] not in ("r", "rb", None):
+        raise OSError(errno.ENOSPC, "No space left on device", str(arguments[0]))
+
+sys.addaudithook(full)
+"""
+    launched, said, alive = run(prelude, workers=2)
+
+    assert "status.json" in said
+    assert launched["early"] == 2
     assert alive == []
 
 
