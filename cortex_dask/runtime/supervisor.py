@@ -29,6 +29,7 @@ from cortex_dask.runtime.handler_process import HandlerProcess, describe_exit
 from cortex_dask.runtime.history import SplitHistory
 from cortex_dask.runtime.part import staged_name
 from cortex_dask.runtime.progress_cell import Phase, Snapshot
+from cortex_dask.runtime.slot import NoProcessError, Slot
 
 __all__ = ["run_completion", "run_split"]
 
@@ -69,7 +70,7 @@ def run_completion(job_url: str, report: Report) -> Outcome:
     try:
         with slots.lease(job_url) as slot:
             return _complete(slot, report)
-    except slots.NoProcessError:
+    except NoProcessError:
         return Outcome("stopped", -1, message="the job was stopped")
     except (CortexDaskError, OSError) as error:
         return _cannot_run(error, -1)
@@ -104,7 +105,7 @@ class _Spent:
 class _Supervision:
     """One call of :func:`run_split`."""
 
-    def __init__(self, slot: slots.Slot, task: SplitTask, report: Report) -> None:
+    def __init__(self, slot: Slot, task: SplitTask, report: Report) -> None:
         self._slot = slot
         self._job = slot.job
         self._settings: JobSettings = slot.job.settings
@@ -147,7 +148,7 @@ class _Supervision:
                 outcome = self._learn(ended, process)
                 if outcome is not None:
                     return outcome
-        except slots.NoProcessError:
+        except NoProcessError:
             return self._stopped()
         finally:
             self._slot.origin = None
@@ -553,7 +554,7 @@ def _size(size: int) -> str:
     return f"{size / 1024**2:,.0f} MiB"
 
 
-def _complete(slot: slots.Slot, report: Report) -> Outcome:
+def _complete(slot: Slot, report: Report) -> Outcome:
     """Run ``on_job_complete`` in the slot's process, unless it has succeeded already.
 
     That it has is noted here and not by the coordinator, which may be gone by then: another one must not run it again.
