@@ -149,7 +149,7 @@ class Coordinator:
                 f"the job {self._settings.job_id} is being run by process {other['pid']} on {other['host']}: "
                 "wait for it or stop it first"
             )
-        if previous and _is_complete(previous) and not (retry and previous["failed_batches"]):
+        if previous and previous["status"] in COMPLETE_STATUSES and not (retry and previous["failed_batches"]):
             if not previous.get("undelivered"):
                 return previous
             retry = False
@@ -350,7 +350,8 @@ class Coordinator:
             undelivered = self._delivery.settle()
             self._board.undelivered = self._delivery.undelivered
             reason = "; ".join(filter(None, (reason, undelivered)))
-        self._complete()
+        if complete(self._job, self._cluster, self._limits, halt=self._tell_to_stop):
+            self._count_completion()
         if self._output is not None and not failed:
             self._output.seal()
         return status, reason
@@ -544,37 +545,9 @@ class Coordinator:
     def _parts(self) -> Iterator[Part]:
         return (record.part for record in self._ledger.records() if record.part is not None)
 
-    def _complete(self) -> None:
-        """Run ``on_job_complete`` once; a resumed job does not run it again after it has succeeded."""
-        if self._job.read_json("completed.json") is not None:
-            return
-        outcome = complete(
-            self._cluster,
-            check=self._limits.check_end,
-            ends=Ended,
-            halt=self._tell_to_stop,
-            every=STOP_CHECK,
-            grace=STOP_GRACE,
-        )
-        if outcome.kind == "storage":
-            raise Ended("worker error", f"{outcome.message} (the job can be resumed)")
-        if outcome.kind == "stopped":
-            self._limits.expect_stop()
-            self._limits.check_stop()
-        if outcome.kind != "done":
-            raise Ended(outcome.kind, outcome.message)
-        # The worker has noted it, unless there was nothing to run or its store failed just then.
-        if self._job.read_json("completed.json") is None:
-            self._job.write_json("completed.json", {"time": time.time()})
-        self._count_completion()
-
     def _count_completion(self) -> None:
         """Add what ``on_job_complete`` pushed to the metrics; it is in no record of the ledger."""
         self._tally.metrics.add((self._job.read_json("completed.json") or {}).get("metrics", ()))
-
-
-def _is_complete(document: Document) -> bool:
-    return document["status"] in ("succeeded", "completed with failures")
 
 
 def _seconds(text: str | None) -> float | None:

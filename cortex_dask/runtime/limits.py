@@ -94,7 +94,7 @@ class Limits:
                 raise Ended(request["status"], request["reason"])
 
     def expect_stop(self) -> None:
-        """Take in that a worker was stopped: the next check looks for the request at once."""
+        """Take in that the job may have been stopped: the next check looks for the request."""
         self._next_stop_check = 0.0
 
     def _check_time(self) -> None:
