@@ -4,45 +4,60 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from cortex_dask.clusters.base import Cluster
+from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.records import Outcome
+from cortex_dask.runtime.limits import STOP_CHECK, STOP_GRACE, Ended, Limits
 
 __all__ = ["complete"]
 
 
-def complete(
-    cluster: Cluster,
-    *,
-    check: Callable[[], None],
-    ends: type[Exception],
-    halt: Callable[[Exception], None],
-    every: float,
-    grace: float,
-) -> Outcome:
-    """Run ``on_job_complete`` and return how it ended.
+def complete(job: JobDirectory, cluster: Cluster, limits: Limits, halt: Callable[[Exception], None]) -> bool:
+    """Run ``on_job_complete`` once; a resumed job does not run it again after it has succeeded.
 
     Parameters
     ----------
+    job : JobDirectory
+        Where it is noted that it has succeeded.
     cluster : Cluster
         Where it runs.
-    check : callable
-        Raises when the job has to end, or must be left alone.
-    ends : type
-        What it raises when the job has to end. Anything else is raised at once.
+    limits : Limits
+        Is asked meanwhile whether the job has to end, or must be left alone.
     halt : callable
         Tells the cluster to stop, and why.
-    every : float
-        Seconds between two checks.
-    grace : float
-        Seconds that it gets to come to its end after that.
+
+    Returns
+    -------
+    bool
+        Whether it was run now.
 
     Raises
     ------
+    Ended
+        If it failed, or if the job had to end and it did not succeed in the last moment.
     Exception
-        What ``check`` has raised, unless it succeeded in the last moment; what the cluster raises.
+        What ``limits`` raises otherwise; what the cluster raises.
     """
+    if job.read_json("completed.json") is not None:
+        return False
+    outcome = _run(cluster, limits, halt)
+    if outcome.kind == "storage":
+        raise Ended("worker error", f"{outcome.message} (the job can be resumed)")
+    if outcome.kind == "stopped":
+        limits.expect_stop()
+        limits.check_stop()
+    if outcome.kind != "done":
+        raise Ended(outcome.kind, outcome.message)
+    # The worker has noted it, unless there was nothing to run or its store failed just then.
+    if job.read_json("completed.json") is None:
+        job.write_json("completed.json", {"time": time.time()})
+    return True
+
+
+def _run(cluster: Cluster, limits: Limits, halt: Callable[[Exception], None]) -> Outcome:
     if cluster.name == "inline":  # in the calling thread, as everything there
         return cluster.complete()
     answers: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
@@ -56,15 +71,15 @@ def complete(
     threading.Thread(target=run, name="cortex-dask-completion", daemon=True).start()
     while True:
         try:
-            return _returned(answers.get(timeout=every))
+            return _returned(answers.get(timeout=STOP_CHECK))
         except queue.Empty:
             pass
         try:
-            check()
-        except ends as ended:
+            limits.check_end()
+        except Ended as ended:
             halt(ended)
             try:
-                outcome = answers.get(timeout=grace)
+                outcome = answers.get(timeout=STOP_GRACE)
             except queue.Empty:
                 raise ended from None
             if isinstance(outcome, Exception) or outcome.kind != "done":

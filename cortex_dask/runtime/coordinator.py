@@ -29,6 +29,7 @@ from cortex_dask.runtime.backups import Backups
 from cortex_dask.runtime.committer import Committer
 from cortex_dask.runtime.completion import complete
 from cortex_dask.runtime.delivery import make_delivery
+from cortex_dask.runtime.limits import STOP_CHECK, STOP_GRACE, Ended, Limits, Overtaken
 from cortex_dask.runtime.retries import plan_retries, read_retries
 from cortex_dask.runtime.schema_election import SchemaElection
 from cortex_dask.runtime.source import SplitSource
@@ -48,8 +49,6 @@ SUSPICIOUS = 3
 #: How often a split is sent again because a store failed (each time after the store's own retries).
 STORAGE_BUDGET = 5
 _STORAGE_DELAY = 1.0  # seconds before the first of those, doubled each time
-_STOP_CHECK = 1.0  # seconds between two looks for a request to stop
-_STOP_GRACE = 6.0  # seconds that running splits get to answer "stopped"
 
 
 def run_job(
@@ -103,23 +102,6 @@ def retry_failed(
     return Coordinator(JobDirectory(job_url), make_cluster(cluster), on_status).run(force=force, retry=True)
 
 
-class _Ended(Exception):  # noqa: N818 - a signal within this module
-    """The job ends before all splits are done, with this status and reason."""
-
-    def __init__(self, status: str, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
-
-
-class _Overtaken(Exception):  # noqa: N818 - a signal within this module
-    """Another coordinator has ended the job, or runs it, since this one was taken for dead."""
-
-    def __init__(self, document: Document) -> None:
-        super().__init__(f"another coordinator has taken the job over; its status is {document['status']!r}")
-        self.document = document
-
-
 class Coordinator:
     """One run of one job.
 
@@ -142,6 +124,7 @@ class Coordinator:
         self._board = StatusBoard(self._settings)
         self._board.notice = cluster.notice
         self._pulse = Pulse(job, self._board, on_status)
+        self._limits = Limits(job, self._settings.limits, self._pulse)
         self._ledger = Ledger(job.store)
         self._output = OutputDirectory(self._settings.output, self._settings.job_id) if self._settings.output else None
         self._delivery = make_delivery(job, self._settings)
@@ -154,7 +137,6 @@ class Coordinator:
         self._storage_faults: dict[int, int] = {}
         self._retries: dict[int, Split] = {}
         self._counted = 0  # splits whose records have been added up
-        self._next_stop_check = 0.0
 
     # the story ------------------------------------------------------------------------------------------------------
 
@@ -167,7 +149,7 @@ class Coordinator:
                 f"the job {self._settings.job_id} is being run by process {other['pid']} on {other['host']}: "
                 "wait for it or stop it first"
             )
-        if previous and _is_complete(previous) and not (retry and previous["failed_batches"]):
+        if previous and previous["status"] in COMPLETE_STATUSES and not (retry and previous["failed_batches"]):
             if not previous.get("undelivered"):
                 return previous
             retry = False
@@ -178,7 +160,7 @@ class Coordinator:
         ended = False
         try:
             self._board.end(*self._outcome(retry))
-        except _Overtaken as error:
+        except Overtaken as error:
             self._leave(error.document)
         except InputError as error:
             self._board.end("worker error" if self._board.status == "running" else "failed while enqueuing", str(error))
@@ -215,7 +197,7 @@ class Coordinator:
         """Run the job; return its status and the reason for it."""
         try:
             return self._run(retry)
-        except _Ended as ended:
+        except Ended as ended:
             return ended.status, ended.reason
 
     def _run(self, retry: bool) -> tuple[str, str]:
@@ -234,7 +216,7 @@ class Coordinator:
                 self._retries.update(added)
                 self._tally.add_retries(added)
             self._begin(header)
-            self._cluster.look_up = self._check_end
+            self._cluster.look_up = self._limits.check_end
             self._cluster.start(self._job.url, self._settings, self._on_event)
             self._process(header)
             ended = self._seal()
@@ -272,7 +254,7 @@ class Coordinator:
         if self._settings.samples is not None:
             from cortex_dask.io.enqueuing import enqueue
 
-            made = enqueue(self._job.store, self._settings, self._check_stop)
+            made = enqueue(self._job.store, self._settings, self._limits.check_stop)
             self._job.write_plan(made.header, made.splits)
         else:
             from cortex_dask.io.planning import plan
@@ -283,7 +265,7 @@ class Coordinator:
                 workers=settings.workers,
                 keep=settings.kept,
                 sink=writer.add,
-                check=self._check_stop,
+                check=self._limits.check_stop,
             )
             writer.finish(made.header)
         for warning in made.header.warnings:
@@ -303,14 +285,13 @@ class Coordinator:
     def _begin(self, header: PlanHeader) -> None:
         output = self._settings.output
         self._header = header
-        self._deadline = time.monotonic() + self._settings.limits.timeout if self._settings.limits.timeout else None
+        self._limits.begin(self._tally)
         self._total_splits = header.splits + len(self._retries)
         planned = self._job.splits(self._ledger.__contains__)
         splits = itertools.chain(planned, self._retries.values())
         self._source = SplitSource(splits, self._ledger.__contains__)
         schema = None if output is None else (self._job.schema() or self._declared_schema())
         self._election = SchemaElection(schema, needed=output is not None, is_done=self._ledger.__contains__)
-        self._failed_before = self._tally.failed_batches
         self._board.begin(self._tally, header.splits)
         self._pulse.soon()  # a handler that asks for its own job finds it running
         self._committer = Committer(
@@ -342,9 +323,9 @@ class Coordinator:
                 self._fill_window()
                 if not self._window:
                     self._committer.hurry()
-                self._check_limits()
+                self._limits.check()
                 self._wait()
-            self._check_failures()  # the last splits may have ended all at once
+            self._limits.check_failures()  # the last splits may have ended all at once
             self._await_losers()
         except BaseException as error:
             self._halt(error)
@@ -369,7 +350,8 @@ class Coordinator:
             undelivered = self._delivery.settle()
             self._board.undelivered = self._delivery.undelivered
             reason = "; ".join(filter(None, (reason, undelivered)))
-        self._complete()
+        if complete(self._job, self._cluster, self._limits, halt=self._tell_to_stop):
+            self._count_completion()
         if self._output is not None and not failed:
             self._output.seal()
         return status, reason
@@ -425,7 +407,7 @@ class Coordinator:
     def _wait(self) -> None:
         """Do what has come in; wait for something when nothing has."""
         delay = self._source.delay
-        timeout = _STOP_CHECK if delay is None else min(delay + 0.01, _STOP_CHECK)
+        timeout = STOP_CHECK if delay is None else min(delay + 0.01, STOP_CHECK)
         with contextlib.suppress(queue.Empty):
             self._inbox.get(timeout=timeout)()
             while True:
@@ -438,7 +420,7 @@ class Coordinator:
                 self._inbox.get_nowait()()
             except queue.Empty:
                 return
-            except (_Ended, CortexDaskError):
+            except (Ended, CortexDaskError):
                 continue  # the job is ending already, for the first such reason
 
     def _on_event(self, event: dict[str, Any]) -> None:
@@ -475,17 +457,17 @@ class Coordinator:
         elif ended.kind == "done" and ended.record is not None:
             self._commit(ended.record)  # also of one that has lost: what it staged is removed by the committer
         elif decided and ended.kind in ("needs schema", "storage", "stopped"):
-            self._next_stop_check = 0.0  # another attempt at it is in flight
+            self._limits.expect_stop()  # another attempt at it is in flight
         elif ended.kind == "needs schema":
             self._election.propose(split.number, ended.schema)
             self._source.put_back(split)
         elif ended.kind == "storage":
             self._storage_failed(split, ended.message)
         elif ended.kind == "stopped":
-            self._source.put_back(split, delay=_STOP_CHECK)  # a stop that is ours is found by _check_limits
-            self._next_stop_check = 0.0
+            self._source.put_back(split, delay=STOP_CHECK)  # a stop that is ours is found by the limits' checks
+            self._limits.expect_stop()
         else:
-            raise _Ended(ended.kind, ended.message)
+            raise Ended(ended.kind, ended.message)
         self._elect()
 
     def _commit(self, record: SplitRecord) -> None:
@@ -507,7 +489,7 @@ class Coordinator:
 
     def _await_losers(self) -> None:
         """Wait until the attempts have ended that came too late, so that no handler works when the job is sealed."""
-        deadline = time.monotonic() + _STOP_GRACE
+        deadline = time.monotonic() + STOP_GRACE
         while self._window and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 self._inbox.get(timeout=0.1)()
@@ -516,7 +498,7 @@ class Coordinator:
         from cortex_dask.clusters.base import WorkerLost
 
         if not isinstance(error, WorkerLost):
-            raise _Ended("worker error", f"split {split.number} could not be run: {type(error).__name__}: {error}")
+            raise Ended("worker error", f"split {split.number} could not be run: {type(error).__name__}: {error}")
         lost = self._lost[split.number] = self._lost.get(split.number, 0) + error.workers
         if decided:
             return  # another attempt at it is in flight
@@ -534,70 +516,26 @@ class Coordinator:
         self._backups.storage_failed(time.monotonic())
         faults = self._storage_faults[split.number] = self._storage_faults.get(split.number, 0) + 1
         if faults >= STORAGE_BUDGET:
-            raise _Ended(
+            raise Ended(
                 "worker error", f"{message} (split {split.number} was tried {faults} times; the job can be resumed)"
             )
         self._source.put_back(split, delay=_STORAGE_DELAY * 2 ** (faults - 1))
 
-    # limits ---------------------------------------------------------------------------------------------------------
-
-    def _check_limits(self) -> None:
-        self._check_time()
-        self._check_failures()
-        self._check_stop()
-
-    def _check_end(self) -> None:
-        self._check_time()
-        self._check_stop()
-
-    def _check_failures(self) -> None:
-        allowed = self._settings.limits.max_failed_batches
-        if allowed is not None:
-            bound = allowed if allowed >= 1 or allowed == 0 else allowed * self._tally.total_batches
-            # Whoever goes on with a job that was stopped for its failures has seen them: from then on, new ones count.
-            seen = self._failed_before if self._failed_before > bound else 0
-            if self._tally.failed_batches - seen > bound:
-                raise _Ended(
-                    "worker error",
-                    f"stopped early: {_batches(self._tally.failed_batches)} failed for good, "
-                    f"max_failed_batches allows {bound:g}",
-                )
-
-    def _check_overtaken(self) -> None:
-        if self._pulse.overtaken is not None:
-            raise _Overtaken(self._pulse.overtaken)
-
-    def _check_time(self) -> None:
-        self._check_overtaken()
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            with contextlib.suppress(OSError):
-                self._pulse.look()  # the time may have passed while this process slept, and another one ended the job
-            self._check_overtaken()
-            timeout = self._settings.limits.timeout
-            raise _Ended("timed out", f"the job took longer than its timeout of {timeout:g} s")
-
-    def _check_stop(self) -> None:
-        """Look for a request to stop, not more often than is useful."""
-        now = time.monotonic()
-        if now >= self._next_stop_check:
-            self._next_stop_check = now + _STOP_CHECK
-            request = self._job.stop_request()
-            if request is not None:
-                raise _Ended(request["status"], request["reason"])
+    # ending early ---------------------------------------------------------------------------------------------------
 
     def _halt(self, error: BaseException) -> None:
         """End the running splits, and keep what they had finished."""
-        if isinstance(error, _Overtaken):
+        if isinstance(error, Overtaken):
             return  # a request to stop would hit the other coordinator's
         if self._window:
             self._tell_to_stop(error)
-        deadline = time.monotonic() + _STOP_GRACE
+        deadline = time.monotonic() + STOP_GRACE
         while self._window and time.monotonic() < deadline:
-            with contextlib.suppress(queue.Empty, _Ended, CortexDaskError):
+            with contextlib.suppress(queue.Empty, Ended, CortexDaskError):
                 self._inbox.get(timeout=0.1)()
 
     def _tell_to_stop(self, error: BaseException) -> None:
-        status = error.status if isinstance(error, _Ended) else "stopped"
+        status = error.status if isinstance(error, Ended) else "stopped"
         with contextlib.suppress(OSError):  # the store may be what failed; the cluster is told directly as well
             self._job.request_stop(status, str(error) or type(error).__name__)
         self._cluster.stop(str(error))
@@ -607,41 +545,9 @@ class Coordinator:
     def _parts(self) -> Iterator[Part]:
         return (record.part for record in self._ledger.records() if record.part is not None)
 
-    def _complete(self) -> None:
-        """Run ``on_job_complete`` once; a resumed job does not run it again after it has succeeded."""
-        if self._job.read_json("completed.json") is not None:
-            return
-        outcome = complete(
-            self._cluster,
-            check=self._check_end,
-            ends=_Ended,
-            halt=self._tell_to_stop,
-            every=_STOP_CHECK,
-            grace=_STOP_GRACE,
-        )
-        if outcome.kind == "storage":
-            raise _Ended("worker error", f"{outcome.message} (the job can be resumed)")
-        if outcome.kind == "stopped":
-            self._next_stop_check = 0.0
-            self._check_stop()
-        if outcome.kind != "done":
-            raise _Ended(outcome.kind, outcome.message)
-        # The worker has noted it, unless there was nothing to run or its store failed just then.
-        if self._job.read_json("completed.json") is None:
-            self._job.write_json("completed.json", {"time": time.time()})
-        self._count_completion()
-
     def _count_completion(self) -> None:
         """Add what ``on_job_complete`` pushed to the metrics; it is in no record of the ledger."""
         self._tally.metrics.add((self._job.read_json("completed.json") or {}).get("metrics", ()))
-
-
-def _batches(number: int) -> str:
-    return "1 batch" if number == 1 else f"{number} batches"
-
-
-def _is_complete(document: Document) -> bool:
-    return document["status"] in ("succeeded", "completed with failures")
 
 
 def _seconds(text: str | None) -> float | None:

@@ -19,24 +19,20 @@ from typing import TYPE_CHECKING, Any
 from cortex_dask.errors import CortexDaskError
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.settings import JobSettings
-from cortex_dask.io.splits import batch_id
-from cortex_dask.runtime import spares, surroundings
-from cortex_dask.runtime.device_leases import SlotDevices
+from cortex_dask.runtime import spares
 from cortex_dask.runtime.handler_process import HandlerProcess
-from cortex_dask.runtime.launching import launch, slot_environment
 from cortex_dask.runtime.log_chunks import LogChunks
+from cortex_dask.runtime.slot import CLOSE_GRACE, NoProcessError, Slot
 
 if TYPE_CHECKING:
     from cortex_dask.runtime.interpreters import Interpreter
 
-__all__ = ["JobSlots", "NoProcessError", "Slot", "abandon_split", "close_job", "lease", "prestart", "stop_job"]
+__all__ = ["JobSlots", "abandon_split", "close_job", "lease", "prestart", "stop_job"]
 
 _STOP_POLL = 1.0  # seconds between two looks at control/stop.json
 _STOP_GRACE = 1.5  # seconds between SIGTERM and SIGKILL: everything has to end within five
-_CLOSE_GRACE = 2.0
 _INSTALL_GRACE = 3.0  # seconds that programs which install dependencies are given to end
 _UNUSED = 300.0  # seconds after which the processes of a job that nobody uses are ended
-_PATIENCE = 3  # batches that may run out of memory in a process before it is replaced; doubled each time
 
 _jobs: dict[str, JobSlots] = {}
 _lock = threading.Lock()
@@ -87,17 +83,6 @@ def close_job(job_url: str) -> None:
         job.close()
 
 
-def _make_room(wanting: JobSlots) -> bool:
-    """End an idle process of another job that holds devices; returns whether there was one.
-
-    A scheduler that hands out this worker's devices has given them to ``wanting``, so the other job cannot use them
-    before it is done.
-    """
-    with _lock:
-        others = [job for job in _jobs.values() if job is not wanting]
-    return any(job.give_up_devices() for job in others)
-
-
 def _job(job_url: str) -> JobSlots:
     key = _key(job_url)
     with _lock:
@@ -118,157 +103,6 @@ def _close_all() -> None:
         _jobs.clear()
     for job in jobs:
         job.close(grace=0.5)
-
-
-class NoProcessError(Exception):
-    """The job was stopped or closed before the slot had a process."""
-
-
-class Slot:
-    """One place for a handler process.
-
-    Attributes
-    ----------
-    number : int
-        From 0 on this worker.
-    worker : str
-        The slot's name in logs, records and reports.
-    failed_starts : int
-        How often in a row its process died before the handler was there.
-    patience : int
-        How many batches may run out of memory in its process before it is replaced.
-    """
-
-    def __init__(self, job: JobSlots, number: int) -> None:
-        self.job = job
-        self.number = number
-        self.worker = f"{job.worker}-{number}"
-        self.labels = {**job.labels, "workerID": self.worker}
-        self.failed_starts = 0
-        self.origin: int | None = None  # the split of origin that runs, for the ids of its batches
-        self.said = ""  # the state that was reported last
-        self.leased = False
-        self.patience = _PATIENCE
-        self._devices: SlotDevices | None = None
-        self._process: HandlerProcess | None = None
-        self._planned = False
-        self._lock = threading.Lock()
-
-    @property
-    def current(self) -> HandlerProcess | None:
-        """The process, dead or alive, if there was one."""
-        return self._process
-
-    def process(self) -> HandlerProcess:
-        """Return the slot's process, started if there is none, and told the plan as soon as there is one.
-
-        Raises
-        ------
-        NoProcessError
-            If the job was stopped or closed while its dependencies were installed.
-        CortexDaskError
-            If the project cannot be unpacked, its dependencies cannot be installed, or there are too few devices.
-        """
-        with self._lock:
-            process = self._process
-            # One that has died before it was looked at still has to say why.
-            if process is None or (process.gone.is_set() and process.runs):
-                self._process, self._planned = self._start(), False
-            assert self._process is not None
-            if not self._planned and (plan := self.job.plan()) is not None:
-                self._process.send(plan)
-                self._planned = True
-            return self._process
-
-    @property
-    def has_devices(self) -> bool:
-        """Whether it holds devices."""
-        return self._devices is not None and self._devices.held
-
-    def log(self, level: str, message: str, *, batch: str | None = None, **extra: Any) -> None:
-        """Write a line of the engine's own."""
-        self.job.chunks.write(level, message, self.labels, batch_id=batch, extra=extra)
-
-    def replace(self) -> None:
-        """End the process in good order, so that the next split gets a new one; on the same devices."""
-        with self._lock:
-            self._end()
-
-    def retire(self, *, wait: bool = True) -> bool:
-        """End the process, if there is one, and give its devices back; returns whether it had any.
-
-        Parameters
-        ----------
-        wait : bool
-            Whether to wait for a process that is being started; otherwise the slot is left as it is.
-        """
-        if not self._lock.acquire(blocking=wait):
-            return False
-        try:
-            if self._devices is None or not self._devices.held:
-                return False
-            self._end()
-            self._devices.release()
-            return True
-        finally:
-            self._lock.release()
-
-    def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None and not process.gone.is_set():
-            process.close()
-            if not process.gone.wait(_CLOSE_GRACE):
-                process.kill()
-
-    def _show_devices(self) -> dict[str, str]:
-        """Return the variables that show the slot its devices."""
-        if self._devices is None:
-            self._devices = SlotDevices(self.job.settings.compute)
-        # Who starts processes ahead of their splits neither waits nor takes anything from others.
-        make_room = (lambda: _make_room(self.job)) if self.leased else None
-        variables = self._devices.obtain(os.environ, self.log, make_room, lambda: self.job._is_ending)
-        if self.job._is_ending:
-            self._devices.release()
-            raise NoProcessError
-        return variables
-
-    def _start(self) -> HandlerProcess:
-        settings = self.job.settings
-        devices = self._show_devices() if settings.compute.gpu > 0 or settings.compute.inf > 0 else None
-        environment = slot_environment(os.environ, settings.handler.env, cpu=settings.compute.threads, devices=devices)
-        executable = None
-        if settings.handler.extra.get("dependencies"):
-            interpreter = self.job.interpreter(self, environment)
-            if interpreter is not None:
-                executable, environment = interpreter.executable, interpreter.environment(environment)
-        keep = self._devices.descriptors if self._devices is not None else ()
-        chunks = self.job.chunks
-        # A project may bring modules of its own, and set variables before it imports others: it is the first to import.
-        spare = spares.take(environment) if settings.handler.kind == "class" and not executable and not keep else None
-        launched = spare or launch(environment, executable, keep)
-        process = HandlerProcess(launched, chunks, self.labels, self._batch_id)
-        try:
-            directory = self.job.project_directory()  # it starts meanwhile
-        except BaseException:
-            process.kill()
-            raise
-        process.send(
-            {
-                "type": "setup",
-                "settings": settings.to_json(),
-                "job_url": self.job.url,
-                "directory": directory,
-                "labels": self.labels,
-                "surroundings": surroundings.describe(self.job.url, settings),
-                "variables": {
-                    name: os.environ.get(name) for name, value in environment.items() if os.environ.get(name) != value
-                },
-            }
-        )
-        return process
-
-    def _batch_id(self, index: int) -> str | None:
-        return None if self.origin is None else batch_id(self.job.settings.job_id, self.origin, index)
 
 
 class JobSlots:
@@ -387,7 +221,7 @@ class JobSlots:
                 names: dict[str, str] = self.settings.handler.extra["dependencies"]
                 try:
                     dependencies = Dependencies(directory, digest, **names)
-                    self._interpreter = obtain(dependencies, environment, slot.log, lambda: self._is_ending)
+                    self._interpreter = obtain(dependencies, environment, slot.log, lambda: self.is_ending)
                 except AbandonedError:
                     raise NoProcessError from None
                 except CortexDaskError as error:
@@ -415,14 +249,15 @@ class JobSlots:
     # slots ------------------------------------------------------------------------------------------------------------
 
     @property
-    def _is_ending(self) -> bool:
+    def is_ending(self) -> bool:
+        """Whether it was stopped or closed."""
         return self.closed or self.stopped is not None
 
     @property
     def is_over(self) -> bool:
         """Whether it was stopped or closed and nobody uses it any more, so that a new one may take its place."""
         with self._changed:
-            return (self.stopped is not None or self.closed) and not any(slot.leased for slot in self._slots)
+            return self.is_ending and not any(slot.leased for slot in self._slots)
 
     @contextlib.contextmanager
     def lease(self) -> Iterator[Slot]:
@@ -453,7 +288,7 @@ class JobSlots:
         _ = self.chunks
         for number in range(count):
             with self._changed:
-                if self._is_ending:
+                if self.is_ending:
                     return
                 if number >= len(self._slots):
                     self._slots.append(Slot(self, number))
@@ -472,7 +307,7 @@ class JobSlots:
             threading.Thread(target=process.terminate, args=(_STOP_GRACE,), daemon=True).start()
         threading.Thread(target=self._release_devices, name="cortex-dask-devices", daemon=True).start()
 
-    def close(self, grace: float = _CLOSE_GRACE) -> None:
+    def close(self, grace: float = CLOSE_GRACE) -> None:
         """End all processes in good order, or kill them after some seconds, and store the rest of the log."""
         with self._changed:
             self.closed = True
@@ -496,10 +331,20 @@ class JobSlots:
 
     def _end_if_over(self) -> None:
         """End processes that were started while the job was being closed or stopped."""
-        if self._is_ending:
+        if self.is_ending:
             for process in self._processes():
                 process.kill()
             self._release_devices()
+
+    def make_room(self) -> bool:
+        """End an idle process of another job that holds devices; returns whether there was one.
+
+        A scheduler that hands out this worker's devices has given them to this job, so the other one cannot use them
+        before this one is done.
+        """
+        with _lock:
+            others = [job for job in _jobs.values() if job is not self]
+        return any(job.give_up_devices() for job in others)
 
     def give_up_devices(self) -> bool:
         """End a process that has nothing to do and holds devices; returns whether there was one."""
@@ -538,7 +383,7 @@ class JobSlots:
         next_poll = time.monotonic()
         while True:
             with self._changed:
-                if self._is_ending:
+                if self.is_ending:
                     return
                 busy = any(slot.leased for slot in self._slots)
                 now = time.monotonic()

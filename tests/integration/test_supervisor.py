@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from cortex_dask.io.splits import batch_id
-from cortex_dask.runtime import slots, supervisor
+from cortex_dask.runtime import slots, supervisor, watch
 from tests.jobs import TestJob, make_job
 
 Make = Callable[..., TestJob]
@@ -783,7 +783,7 @@ def test_malformed_lines_are_dead_letters_and_their_neighbours_go_on(make: Make)
 
 
 def test_a_schema_that_nobody_settles_gives_the_slot_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_SCHEMA_SECONDS", 0.3)
+    monkeypatch.setattr(watch, "_SCHEMA_SECONDS", 0.3)
     job = make(
         "class Handler:\n    def __init__(self, config): pass\n    def handle_batch(self, payload): return payload\n"
     )
