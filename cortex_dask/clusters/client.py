@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 import threading
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from cortex_dask.clusters import dask_worker
 from cortex_dask.clusters.base import Cluster, Done, Report, WorkerLost
-from cortex_dask.clusters.mailbox import Mailbox, letter
+from cortex_dask.clusters.mailbox import Mailbox
 from cortex_dask.clusters.notice import Notice
 from cortex_dask.clusters.scaling import Scaling
 from cortex_dask.errors import ClusterError, SpecError
@@ -35,7 +35,7 @@ _RECONNECT_PAUSE = 2.0
 _LOOK_UP_SECONDS = 1.0
 #: What a worker does, as the source of an expression. A function of ours, by name, would end a worker that has not got
 #: this package, when it reads the message; and the next one, when its nanny has started that. So it can say so.
-_CALL = "__import__('cortex_dask.clusters.client', fromlist=['run_split'])"
+_CALL = "__import__('cortex_dask.clusters.dask_worker', fromlist=['run_split'])"
 _RUN_SPLIT = f"{_CALL}.run_split(data, needed)"
 _RUN_COMPLETION = f"{_CALL}.run_completion(job_url)"
 _TASKS_AT_ONCE = 100  # and of so many pieces of files together, for a message of some megabytes at most
@@ -160,7 +160,7 @@ class DaskCluster(Cluster):
         self._client = client
         self._slots_seen = -_SLOTS_REFRESH
         self.check(client)
-        client.subscribe_topic(_topic(self._job_url), lambda event: self._hear(event[1]))
+        client.subscribe_topic(dask_worker.topic(self._job_url), lambda event: self._hear(event[1]))
 
     def check(self, client: Client) -> None:
         """Compare versions before anything is sent; those of workers that come later are compared by their splits.
@@ -359,7 +359,7 @@ class DaskCluster(Cluster):
 
     def abandon(self, split: int) -> None:
         """Have the workers end the attempts at a split that run on."""
-        self._on_all_workers(0.0, _abandon_split, self._job_url, split)
+        self._on_all_workers(0.0, dask_worker.abandon_split, self._job_url, split)
 
     def _key(self, task: SplitTask) -> tuple[str, int, int, str]:
         # Tuple keys with one prefix keep the scheduler's own queueing at work; the attempt makes the key new, so that
@@ -438,7 +438,7 @@ class DaskCluster(Cluster):
                 self._client.cancel(waiting)
             return
         # A scheduler that is gone cannot be told, nor a worker that hangs; the workers see control/stop.json.
-        self._on_all_workers(_STOP_SECONDS, _stop_job, self._job_url, reason)
+        self._on_all_workers(_STOP_SECONDS, dask_worker.stop_job, self._job_url, reason)
 
     def close(self) -> None:
         """End the job's handler processes and the connection, then what was started for the job."""
@@ -459,11 +459,11 @@ class DaskCluster(Cluster):
             futures = list(self._pending)
             self._pending.clear()
         with contextlib.suppress(Exception):  # the scheduler may be the reason for closing
-            self._client.unsubscribe_topic(_topic(self._job_url))
+            self._client.unsubscribe_topic(dask_worker.topic(self._job_url))
         with contextlib.suppress(Exception):
             for future in futures:
                 future.release()
-        self._on_all_workers(_CLOSE_SECONDS, _close_job, self._job_url)
+        self._on_all_workers(_CLOSE_SECONDS, dask_worker.close_job, self._job_url)
         with contextlib.suppress(Exception):
             self._client.close(timeout=_STOP_SECONDS)
         self._client = None
@@ -516,27 +516,6 @@ class Connecting:
         return self._client
 
 
-def run_split(data: bytes, needed: dict[str, str | None]) -> bytes:
-    """Run one split on a Dask worker (the task that the scheduler sees); task and outcome are JSON."""
-    from distributed import get_worker
-
-    from cortex_dask.clusters import versions
-
-    task = SplitTask.from_json(orjson.loads(data))
-    if needed and (misfit := versions.unfit(needed)) is not None:
-        return orjson.dumps(Outcome("worker error", task.split.number, message=misfit))
-    from cortex_dask.runtime.supervisor import run_split as supervise
-
-    worker = get_worker()
-    topic = _topic(task.job_url)
-    outcome = orjson.dumps(supervise(task, lambda event: worker.log_event(topic, event)))
-    key = worker.get_current_task()
-    token = str(key[-1]) if isinstance(key, tuple) else ""
-    if (event := letter((token, task.split.number, task.attempt), outcome)) is not None:
-        worker.log_event(topic, event)
-    return outcome
-
-
 def _messages(tasks: Sequence[tuple[SplitTask, Done]]) -> Iterator[list[tuple[SplitTask, Done]]]:
     """Put tasks together that are sent in one message."""
     few: list[tuple[SplitTask, Done]] = []
@@ -549,40 +528,6 @@ def _messages(tasks: Sequence[tuple[SplitTask, Done]]) -> Iterator[list[tuple[Sp
         pieces += len(task.split.pieces)
     if few:
         yield few
-
-
-def run_completion(job_url: str) -> dict[str, Any]:
-    """Run ``on_job_complete`` on a Dask worker."""
-    from distributed import get_worker
-
-    from cortex_dask.runtime.supervisor import run_completion as supervise
-
-    worker = get_worker()
-    topic = _topic(job_url)
-    return supervise(job_url, lambda event: worker.log_event(topic, event)).to_json()
-
-
-def _stop_job(job_url: str, reason: str) -> None:
-    from cortex_dask.runtime import slots
-
-    slots.stop_job(job_url, reason)
-
-
-def _abandon_split(job_url: str, split: int) -> None:
-    from cortex_dask.runtime import slots
-
-    slots.abandon_split(job_url, split)
-
-
-async def _close_job(job_url: str) -> None:
-    from cortex_dask.runtime import slots
-
-    # It waits for handler processes, and must not do so on the event loop: other jobs are on the worker as well.
-    await asyncio.to_thread(slots.close_job, job_url)
-
-
-def _topic(job_url: str) -> str:
-    return f"cortex-dask {job_url}"
 
 
 def _outcome(future: Future[Any], sent: bytes | None) -> Outcome | Exception:
