@@ -15,6 +15,7 @@ import orjson
 from cortex_dask.clusters import dask_worker
 from cortex_dask.clusters.base import Cluster, Done, Report, WorkerLost
 from cortex_dask.clusters.connecting import Connecting
+from cortex_dask.clusters.endings import outcome_of, reason_of
 from cortex_dask.clusters.mailbox import Mailbox
 from cortex_dask.clusters.notice import Notice
 from cortex_dask.clusters.scaling import Scaling
@@ -296,7 +297,7 @@ class DaskCluster(Cluster):
 
     def _await_scheduler(self, error: Exception) -> None:
         end = time.monotonic() + self.seconds("reconnect_timeout", _RECONNECT_SECONDS)
-        reason = _reason(error)
+        reason = reason_of(error)
         old = self._client
         while not self.closing.is_set() and time.monotonic() < end:
             try:
@@ -304,12 +305,12 @@ class DaskCluster(Cluster):
                 if client is not None:
                     self._enter(client)
                     break
-                reason = _reason(error)
+                reason = reason_of(error)
             except ClusterError as failed:  # it does not come back
                 self._lost = failed
                 break
             except Exception as failed:  # noqa: BLE001 - it is tried again, and the last failure is the reason
-                reason = _reason(failed)
+                reason = reason_of(failed)
             self.closing.wait(_RECONNECT_PAUSE)
         else:
             lost = f"the connection to the Dask scheduler was lost and did not come back ({reason})"
@@ -395,7 +396,7 @@ class DaskCluster(Cluster):
         """Say of attempts that were sent, or could not be, that nothing will be heard of them."""
         for task, done in tasks:
             self._mailbox.take(task.split.number, task.attempt)
-            done(WorkerLost(_reason(error), workers=0))
+            done(WorkerLost(reason_of(error), workers=0))
 
     def _ended(self, future: Future[Any]) -> None:
         with self._lock:
@@ -406,9 +407,9 @@ class DaskCluster(Cluster):
         outcome = self._mailbox.take(task.split.number, task.attempt)
         ended: Outcome | Exception
         try:
-            ended = _outcome(future, outcome)
+            ended = outcome_of(future, outcome)
         except Exception as error:  # noqa: BLE001 - whatever a client raises that is going: nobody waits for ever
-            ended = WorkerLost(_reason(error), workers=0)
+            ended = WorkerLost(reason_of(error), workers=0)
         try:
             done(ended)
         finally:
@@ -426,7 +427,7 @@ class DaskCluster(Cluster):
                     future.result(timeout=_LOOK_UP_SECONDS)
             return Outcome.from_json(future.result(timeout=_LOOK_UP_SECONDS))
         except Exception as error:  # noqa: BLE001 - whatever ended it, the job has to say it
-            return Outcome("worker error", -1, message=f"on_job_complete could not be run: {_reason(error)}")
+            return Outcome("worker error", -1, message=f"on_job_complete could not be run: {reason_of(error)}")
 
     # ending ---------------------------------------------------------------------------------------------------------
 
@@ -497,36 +498,3 @@ def _messages(tasks: Sequence[tuple[SplitTask, Done]]) -> Iterator[list[tuple[Sp
         pieces += len(task.split.pieces)
     if few:
         yield few
-
-
-def _outcome(future: Future[Any], sent: bytes | None) -> Outcome | Exception:
-    """Return how an attempt has ended, whose outcome may have been sent ahead."""
-    if future.status == "finished":
-        try:
-            return Outcome.from_json(orjson.loads(future.result() if sent is None else sent))
-        except Exception as error:  # noqa: BLE001 - the result could not be fetched: its worker is gone
-            return WorkerLost(_reason(error))
-    if future.status == "cancelled":
-        lost = "the scheduler dropped the task: it was restarted, or the connection to it was lost"
-        return WorkerLost(lost, workers=0)
-    raised: Exception = future.exception()
-    if isinstance(raised, ImportError) and str(raised.name or "").partition(".")[0] == "cortex_dask":
-        return ClusterError(
-            f"a worker of the cluster cannot import cortex_dask ({raised}): start workers with the same environment, "
-            "or the same image, as the others; the job can be resumed"
-        )
-    # the scheduler's own attempts: it sends a task whose worker has died to another one, some times
-    return WorkerLost(_reason(raised), getattr(raised, "allowed_failures", 0) + 1) if _is_loss(raised) else raised
-
-
-def _is_loss(error: BaseException) -> bool:
-    from distributed import CancelledError, KilledWorker
-    from distributed.comm.core import CommClosedError
-
-    return isinstance(error, KilledWorker | CancelledError | CommClosedError)
-
-
-def _reason(error: BaseException) -> str:
-    if type(error).__name__ == "KilledWorker":
-        return "the workers that ran the split ended: killed, out of memory, or their hosts vanished"
-    return f"{type(error).__name__}: {error}"
