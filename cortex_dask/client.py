@@ -26,12 +26,13 @@ from cortex_dask.io.store import Store
 from cortex_dask.job import Job
 from cortex_dask.job_index import JobIndex
 from cortex_dask.progress import parse_time
+from cortex_dask.resubmission import check_same
 from cortex_dask.runtime.devices import capacity
 
 if TYPE_CHECKING:
     from cortex_dask.clusters.base import Cluster
     from cortex_dask.environments import Environment
-    from cortex_dask.io.settings import ClusterSettings, JobSettings
+    from cortex_dask.io.settings import ClusterSettings
     from cortex_dask.sample import DryRun
     from cortex_dask.spec import ResolvedJob
 
@@ -43,12 +44,8 @@ Output = str | Path | Mapping[str, Any]
 
 _WHOLE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _READERS = 16  # concurrent reads of status documents: hides the latency of object stores
-#: Settings that two submissions of the same job may differ in.
-_INCIDENTAL = ("api_id", "cluster", "created_time", "environment", "workers_said")
 #: Clusters whose workers are started for the job.
 _BOUGHT = ("gateway", "kubernetes")
-#: Settings whose values are the user's own and are never shown.
-_PRIVATE = ("config", "handler.env", "job_config")
 
 
 class Options(TypedDict, total=False):
@@ -287,10 +284,10 @@ class Client(ApiClient):
             try:
                 create_directory(directory, resolved)
             except FileExistsError:  # somebody has submitted it at the same moment
-                _check_same(directory.settings(), settings)
+                check_same(directory.settings(), settings)
                 return job, False
             return job, True
-        _check_same(before, settings)
+        check_same(before, settings)
         if before.cluster != where and not job.is_live():
             directory.move(dataclasses.replace(before, cluster=where, environment=settings.environment))
         return job, False
@@ -643,31 +640,3 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[-5:])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
-
-
-def _check_same(existing: JobSettings, new: JobSettings) -> None:
-    """Compare a submission with the job that has its id."""
-    differences = list(_differences(existing.to_json(), new.to_json()))
-    if differences:
-        raise SpecError(
-            f"job_id: the job {new.job_id!r} of {new.api_name} exists with other settings ({'; '.join(differences)}): "
-            "choose another job id, or submit the same as before to attach to it or resume it"
-        )
-
-
-def _differences(existing: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in sorted({*existing, *new}):
-        path = f"{prefix}{key}"
-        old, now = existing.get(key), new.get(key)
-        if isinstance(old, tuple):
-            old = list(old)
-        if isinstance(now, tuple):
-            now = list(now)
-        if old == now or path in _INCIDENTAL:
-            continue
-        if path in _PRIVATE:
-            yield f"{path} differs"
-        elif isinstance(old, Mapping) and isinstance(now, Mapping):
-            yield from _differences(old, now, f"{path}.")
-        else:
-            yield f"{path} was {old!r}, is {now!r}"
