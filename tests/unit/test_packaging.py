@@ -158,7 +158,7 @@ LAYERS = [
     # the handle on a job
     {"background", "display", "job"},
     # one environment's APIs and jobs; looking at a job before it is run
-    {"api_client", "client", "resubmission", "sample"},
+    {"api_client", "client", "jobs", "resubmission", "sample"},
     # what users import or type
     {"__init__", "__main__", "cli", "testing", "compat"},
 ]
