@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from cortex_dask.api_client import ApiClient
 from cortex_dask.cores import count_cores
@@ -24,6 +23,7 @@ from cortex_dask.job import Job
 from cortex_dask.jobs import Jobs
 from cortex_dask.resubmission import check_same
 from cortex_dask.runtime.devices import capacity
+from cortex_dask.submission_options import Options, spelt_out
 
 if TYPE_CHECKING:
     from cortex_dask.clusters.base import Cluster
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cortex_dask.sample import DryRun
     from cortex_dask.spec import ResolvedJob
 
-__all__ = ["Client", "Options", "attend", "create_directory", "run", "submit"]
+__all__ = ["Client", "attend", "create_directory", "run", "submit"]
 
 Target = type | str | Path
 Input = str | Path | Sequence[str | Path]
@@ -40,56 +40,8 @@ Output = str | Path | Mapping[str, Any]
 
 #: Clusters whose workers are started for the job.
 _BOUGHT = ("gateway", "kubernetes")
-
-
-class Options(TypedDict, total=False):
-    """The keywords of a submission; keys of ``cortex.yaml`` and options of the command line have the same names."""
-
-    api: str  # which one of the APIs in the target, when it has several
-    batch_size: int
-    batch_format: str
-    columns: Sequence[str]
-    filters: Any
-    format: str
-    keep: bool | Sequence[str]
-    mode: str
-    workers: int | Mapping[str, int]
-    config: Mapping[str, Any]
-    timeout: float
-    batch_timeout: float
-    stall_timeout: float
-    max_attempts: int
-    max_failed_batches: float | str
-    job_id: str
-    name: str
-    item_list: Mapping[str, Any]
-    file_path_lister: Mapping[str, Any]
-    delimited_files: Mapping[str, Any]
-    dataset: Mapping[str, Any]
-    job: Mapping[str, Any] | str | Path  # a submission with these keys, or a JSON or YAML file of it
-    dry_run: bool
-    sqs_dead_letter_queue: Mapping[str, Any]
-    dead_letter: Mapping[str, Any]
-    compute: Mapping[str, Any]
-    cluster_options: Mapping[str, Any]
-
-
 #: With these the handler processes may be others than are foreseen, or none are needed.
 _LATER = ("compute", "dry_run", "job", "job_id")
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _spelt_out(function: _Function) -> _Function:
-    """Show the keywords of :class:`Options` in the signature, for ``help`` and for completion in notebooks."""
-    signature = inspect.signature(function)
-    fixed = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Options.__annotations__[name])
-        for name in Options.__annotations__
-    ]
-    function.__signature__ = signature.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]  # functions take it
-    return function
 
 
 class Client(ApiClient):
@@ -122,7 +74,7 @@ class Client(ApiClient):
 
     # submitting -----------------------------------------------------------------------------------------------------
 
-    @_spelt_out
+    @spelt_out
     def run(
         self,
         target: Target,
@@ -144,7 +96,7 @@ class Client(ApiClient):
         job.raise_unless_complete()
         return job
 
-    @_spelt_out
+    @spelt_out
     def submit(
         self,
         target: Target,
@@ -161,7 +113,7 @@ class Client(ApiClient):
                 return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
             return self.begin(resolved, cluster=cluster, display=SilentDisplay())
 
-    @_spelt_out
+    @spelt_out
     def detach(
         self,
         target: Target,
@@ -365,7 +317,7 @@ class Client(ApiClient):
             yield to_text(line)
 
 
-@_spelt_out
+@spelt_out
 def run(
     target: Target,
     input: Input | None = None,
@@ -457,7 +409,7 @@ def run(
     return Client(env).run(target, input, output, cluster=cluster, progress=progress, **options)
 
 
-@_spelt_out
+@spelt_out
 def submit(
     target: Target,
     input: Input | None = None,

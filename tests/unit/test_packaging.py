@@ -137,6 +137,7 @@ LAYERS = [
         "api_spec",
         "submission",
         "submission_file",
+        "submission_options",
         "target",
         "spec",
         "apis",
