@@ -157,7 +157,7 @@ LAYERS = [
         "progress",
     },
     # the handle on a job
-    {"background", "display", "job"},
+    {"background", "display", "final_status", "job"},
     # one environment's APIs and jobs; looking at a job before it is run
     {"api_client", "client", "jobs", "resubmission", "sample"},
     # what users import or type
