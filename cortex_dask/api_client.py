@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cortex_dask.api_spec import ApiSpec
     from cortex_dask.apis import DeployedApi, DeployedApis
     from cortex_dask.job import Job
+    from cortex_dask.jobs import Jobs
     from cortex_dask.target import Target
 
 __all__ = ["ApiClient", "api_document"]
@@ -34,6 +35,7 @@ class ApiClient:
     """
 
     _store: Store
+    _jobs: Jobs
 
     def deploy(
         self,
@@ -222,7 +224,7 @@ class ApiClient:
 
     def running_jobs(self, api_name: str) -> list[Job]:
         """Return the jobs of an API that have not ended."""
-        return [job for job, document in self._jobs_of(api_name) if document["status"] not in FINAL_STATUSES]
+        return [job for job, document in self._jobs.of_api(api_name) if document["status"] not in FINAL_STATUSES]
 
     @property
     def _deployed(self) -> DeployedApis:
@@ -231,12 +233,8 @@ class ApiClient:
         return DeployedApis(self._store)
 
     def _document(self, api: DeployedApi) -> dict[str, Any]:
-        statuses = [document for _, document in self._jobs_of(api.name)]
+        statuses = [document for _, document in self._jobs.of_api(api.name)]
         return api_document(api, f"{self._store.url}/apis/{api.name}", statuses)
-
-    def _jobs_of(self, api_name: str) -> list[tuple[Job, dict[str, Any]]]:
-        """Return the jobs of an API with their status documents, the newest first."""
-        raise NotImplementedError
 
 
 def api_document(api: DeployedApi, endpoint: str, statuses: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -8,97 +8,40 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from cortex_dask.api_client import ApiClient
 from cortex_dask.cores import count_cores
 from cortex_dask.display import Display, SilentDisplay, choose
 from cortex_dask.errors import JobNotFoundError, JobRunningError, SpecError
-from cortex_dask.io.job_directory import JobDirectory, jobs_prefix
+from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.io.store import Store
 from cortex_dask.job import Job
-from cortex_dask.job_index import JobIndex
-from cortex_dask.progress import parse_time
+from cortex_dask.jobs import Jobs
+from cortex_dask.resubmission import check_same
 from cortex_dask.runtime.devices import capacity
+from cortex_dask.submission_options import Options, spelt_out
 
 if TYPE_CHECKING:
     from cortex_dask.clusters.base import Cluster
     from cortex_dask.environments import Environment
-    from cortex_dask.io.settings import ClusterSettings, JobSettings
+    from cortex_dask.io.settings import ClusterSettings
     from cortex_dask.sample import DryRun
     from cortex_dask.spec import ResolvedJob
 
-__all__ = ["Client", "Options", "attend", "create_directory", "run", "submit"]
+__all__ = ["Client", "attend", "create_directory", "run", "submit"]
 
 Target = type | str | Path
 Input = str | Path | Sequence[str | Path]
 Output = str | Path | Mapping[str, Any]
 
-_WHOLE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_READERS = 16  # concurrent reads of status documents: hides the latency of object stores
-#: Settings that two submissions of the same job may differ in.
-_INCIDENTAL = ("api_id", "cluster", "created_time", "environment", "workers_said")
 #: Clusters whose workers are started for the job.
 _BOUGHT = ("gateway", "kubernetes")
-#: Settings whose values are the user's own and are never shown.
-_PRIVATE = ("config", "handler.env", "job_config")
-
-
-class Options(TypedDict, total=False):
-    """The keywords of a submission; keys of ``cortex.yaml`` and options of the command line have the same names."""
-
-    api: str  # which one of the APIs in the target, when it has several
-    batch_size: int
-    batch_format: str
-    columns: Sequence[str]
-    filters: Any
-    format: str
-    keep: bool | Sequence[str]
-    mode: str
-    workers: int | Mapping[str, int]
-    config: Mapping[str, Any]
-    timeout: float
-    batch_timeout: float
-    stall_timeout: float
-    max_attempts: int
-    max_failed_batches: float | str
-    job_id: str
-    name: str
-    item_list: Mapping[str, Any]
-    file_path_lister: Mapping[str, Any]
-    delimited_files: Mapping[str, Any]
-    dataset: Mapping[str, Any]
-    job: Mapping[str, Any] | str | Path  # a submission with these keys, or a JSON or YAML file of it
-    dry_run: bool
-    sqs_dead_letter_queue: Mapping[str, Any]
-    dead_letter: Mapping[str, Any]
-    compute: Mapping[str, Any]
-    cluster_options: Mapping[str, Any]
-
-
 #: With these the handler processes may be others than are foreseen, or none are needed.
 _LATER = ("compute", "dry_run", "job", "job_id")
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _spelt_out(function: _Function) -> _Function:
-    """Show the keywords of :class:`Options` in the signature, for ``help`` and for completion in notebooks."""
-    signature = inspect.signature(function)
-    fixed = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Options.__annotations__[name])
-        for name in Options.__annotations__
-    ]
-    function.__signature__ = signature.replace(parameters=[*fixed, *options])  # type: ignore[attr-defined]  # functions take it
-    return function
 
 
 class Client(ApiClient):
@@ -124,14 +67,14 @@ class Client(ApiClient):
         else:
             self.environment, self._flag = env, env.name
         self._store = Store(self.environment.store)
-        self._index = JobIndex(self._store)
+        self._jobs = Jobs(self._store, self._flag)
 
     def __repr__(self) -> str:
         return f"<Client {self.environment.name}: {self._store.url}>"
 
     # submitting -----------------------------------------------------------------------------------------------------
 
-    @_spelt_out
+    @spelt_out
     def run(
         self,
         target: Target,
@@ -153,7 +96,7 @@ class Client(ApiClient):
         job.raise_unless_complete()
         return job
 
-    @_spelt_out
+    @spelt_out
     def submit(
         self,
         target: Target,
@@ -170,7 +113,7 @@ class Client(ApiClient):
                 return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
             return self.begin(resolved, cluster=cluster, display=SilentDisplay())
 
-    @_spelt_out
+    @spelt_out
     def detach(
         self,
         target: Target,
@@ -262,7 +205,7 @@ class Client(ApiClient):
         elif not settings.workers_said and where.name == "local" and (most := capacity(settings.compute)):
             settings = dataclasses.replace(settings, workers=min(settings.workers, most))
         resolved = dataclasses.replace(resolved, settings=settings)
-        return resolved, self._handle(settings.api_name, settings.job_id, cluster)
+        return resolved, self._jobs.handle(settings.api_name, settings.job_id, cluster)
 
     def create(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[Job, bool]:
         """Make the job directory.
@@ -283,14 +226,14 @@ class Client(ApiClient):
         try:
             before = directory.settings()
         except JobNotFoundError:
-            self._index.note(settings)
+            self._jobs.index.note(settings)
             try:
                 create_directory(directory, resolved)
             except FileExistsError:  # somebody has submitted it at the same moment
-                _check_same(directory.settings(), settings)
+                check_same(directory.settings(), settings)
                 return job, False
             return job, True
-        _check_same(before, settings)
+        check_same(before, settings)
         if before.cluster != where and not job.is_live():
             directory.move(dataclasses.replace(before, cluster=where, environment=settings.environment))
         return job, False
@@ -339,12 +282,11 @@ class Client(ApiClient):
         JobNotFoundError
             If the API has no jobs here.
         """
-        found = [job for job in _together(_or_none, self._handles(api_name)) if job is not None]
-        return sorted(found, key=_age, reverse=True)
+        return self._jobs.newest_first(api_name)
 
     def describe_jobs(self, api_name: str | None = None) -> list[dict[str, Any]]:
         """Return the status documents of :meth:`list_jobs`."""
-        return [document for _, document in _described(self._handles(api_name))]
+        return [document for _, document in self._jobs.described(api_name)]
 
     def get_job(self, api_name: str, job_id: str) -> Job:
         """Return a job.
@@ -361,27 +303,7 @@ class Client(ApiClient):
         JobNotFoundError
             If there is none, or if several ids begin like this.
         """
-        if job_id == "latest":
-            if (latest := self._latest(api_name)) is None:
-                raise self._no_jobs(api_name)
-            return latest
-        if _WHOLE_ID.fullmatch(job_id) and (job := _or_none(self._handle(api_name, job_id))) is not None:
-            return job
-        ids = self._index.ids(api_name)
-        matches = [job_id] if job_id in ids else [known for known in ids if known.startswith(job_id)]
-        if len(matches) == 1:
-            job = self._handle(api_name, matches[0])
-            _ = job.settings  # a folder without job.json is no job: that is said now
-            return job
-        if matches:
-            raise JobNotFoundError(
-                f"{len(matches)} jobs of {api_name} begin with {job_id!r}: {_some(matches)}. Give more of the id"
-            )
-        if not ids:
-            raise self._no_jobs(api_name)
-        raise JobNotFoundError(
-            f"there is no job {job_id!r} of {api_name} in {self._store.url}; its jobs are {_some(ids)}"
-        )
+        return self._jobs.get(api_name, job_id)
 
     def stop_job(self, api_name: str, job_id: str) -> None:
         """Stop a job; see :meth:`Job.stop`."""
@@ -394,40 +316,8 @@ class Client(ApiClient):
         for line in self.get_job(api_name, job_id).log_lines(follow=True):
             yield to_text(line)
 
-    def _latest(self, api_name: str) -> Job | None:
-        """Return the job that was made last, reading as few as need be."""
-        latest: Job | None = None
-        for limit, ids in self._index.newest_first(api_name):
-            if latest is not None and _created(latest) > limit:
-                break
-            found = _together(_or_none, [self._handle(api_name, job_id) for job_id in ids])
-            latest = max((job for job in [latest, *found] if job is not None), key=_age, default=None)
-        return latest
 
-    def _handles(self, api_name: str | None) -> list[Job]:
-        """Return all jobs of one API, or of all, and folders that are none."""
-        names = self._index.apis() if api_name is None else [api_name]
-        ids = _together(self._index.ids, names)
-        jobs = [self._handle(name, job_id) for name, found in zip(names, ids, strict=True) for job_id in found]
-        if api_name is not None and not jobs:
-            raise self._no_jobs(api_name)
-        return jobs
-
-    def _no_jobs(self, api_name: str) -> JobNotFoundError:
-        known = ", ".join(self._index.apis()) or "none"
-        return JobNotFoundError(
-            f"there are no jobs of an API {api_name!r} in {self._store.url}; APIs with jobs there: {known}"
-        )
-
-    def _jobs_of(self, api_name: str) -> list[tuple[Job, dict[str, Any]]]:
-        return _described([self._handle(api_name, job_id) for job_id in self._index.ids(api_name)])
-
-    def _handle(self, api_name: str, job_id: str, cluster: str | Cluster | None = None) -> Job:
-        url = self._store.child(jobs_prefix(api_name, job_id)).url
-        return Job(url, cluster=cluster, environment=self._flag)
-
-
-@_spelt_out
+@spelt_out
 def run(
     target: Target,
     input: Input | None = None,
@@ -519,7 +409,7 @@ def run(
     return Client(env).run(target, input, output, cluster=cluster, progress=progress, **options)
 
 
-@_spelt_out
+@spelt_out
 def submit(
     target: Target,
     input: Input | None = None,
@@ -588,49 +478,6 @@ def _warn(text: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=4)  # the caller of run or submit
 
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
-def _together(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
-    if not items:
-        return []
-    with ThreadPoolExecutor(min(_READERS, len(items))) as pool:
-        return list(pool.map(function, items))
-
-
-def _or_none(job: Job) -> Job | None:
-    try:
-        _ = job.settings
-    except JobNotFoundError:
-        return None  # a folder whose submission was cut off before job.json
-    return job
-
-
-def _described(jobs: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:
-    """Return jobs with their status documents, the newest first: one request for each that has ended."""
-    found = zip(jobs, _together(_describe_or_none, jobs), strict=True)
-    pairs = [(job, document) for job, document in found if document is not None]
-    return sorted(pairs, key=lambda pair: (pair[1]["created_time"], pair[1]["job_id"]), reverse=True)
-
-
-def _describe_or_none(job: Job) -> dict[str, Any] | None:
-    try:
-        return job.describe()
-    except JobNotFoundError:
-        return None  # likewise
-
-
-def _age(job: Job) -> tuple[str, str]:
-    return job.settings.created_time, job.job_id
-
-
-def _created(job: Job) -> datetime:
-    created = parse_time(job.settings.created_time)
-    assert created is not None
-    return created
-
-
 def _mapping(value: Any) -> dict[str, Any]:
     from cortex_dask.spec import plain
 
@@ -638,36 +485,3 @@ def _mapping(value: Any) -> dict[str, Any]:
         raise SpecError(f"cluster_options: found a value of type {type(value).__name__}; a mapping is needed")
     made: dict[str, Any] = plain(value, "cluster_options")
     return made
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[-5:])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
-
-
-def _check_same(existing: JobSettings, new: JobSettings) -> None:
-    """Compare a submission with the job that has its id."""
-    differences = list(_differences(existing.to_json(), new.to_json()))
-    if differences:
-        raise SpecError(
-            f"job_id: the job {new.job_id!r} of {new.api_name} exists with other settings ({'; '.join(differences)}): "
-            "choose another job id, or submit the same as before to attach to it or resume it"
-        )
-
-
-def _differences(existing: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in sorted({*existing, *new}):
-        path = f"{prefix}{key}"
-        old, now = existing.get(key), new.get(key)
-        if isinstance(old, tuple):
-            old = list(old)
-        if isinstance(now, tuple):
-            now = list(now)
-        if old == now or path in _INCIDENTAL:
-            continue
-        if path in _PRIVATE:
-            yield f"{path} differs"
-        elif isinstance(old, Mapping) and isinstance(now, Mapping):
-            yield from _differences(old, now, f"{path}.")
-        else:
-            yield f"{path} was {old!r}, is {now!r}"

@@ -8,16 +8,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from cortex_dask import final_status
 from cortex_dask.display import Display, SilentDisplay, next_commands, progress_line, status_html
-from cortex_dask.errors import (
-    CortexDaskError,
-    InputError,
-    JobFailedError,
-    JobRunningError,
-    JobStoppedError,
-    JobTimedOutError,
-    SpecError,
-)
+from cortex_dask.errors import CortexDaskError, InputError, JobFailedError, JobRunningError, SpecError
 from cortex_dask.io.job_directory import JobDirectory
 from cortex_dask.progress import FINAL_STATUSES, STATUSES, Progress, duration, parse_time
 
@@ -412,10 +405,9 @@ class Job:
             return
         if status == "completed with failures":
             if warn:
-                warnings.warn(_failures_message(document, self._environment), UserWarning, stacklevel=3)
+                warnings.warn(final_status.warning_of(document, self._environment), UserWarning, stacklevel=3)
             return
-        error = {"stopped": JobStoppedError, "timed out": JobTimedOutError}.get(status, JobFailedError)
-        raise error(_failed_message(document, self._environment), status=status)
+        raise final_status.error_of(document, self._environment)
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -488,31 +480,6 @@ class Job:
             published = OutputDirectory(settings, self.job_id).published()
             parts = {name: split for name, split in parts.items() if name in published}
         return JobOutput(settings, tuple(sorted(parts, key=parts.__getitem__)), self._directory.schema())
-
-
-def _failures_message(document: dict[str, Any], environment: str | None) -> str:
-    commands = dict(next_commands(document, environment=environment))
-    whose = "its" if document["failed_batches"] == 1 else "their"
-    return (
-        f"the job {document['job_id']} completed, but {_batches(document['failed_batches'])} failed for good and "
-        f"{whose} rows are not in the output. Look at them with job.failures() or {commands['logs']} --level error; "
-        f"handle them again with job.retry_failed() or {commands['retry']}"
-    )
-
-
-def _failed_message(document: dict[str, Any], environment: str | None) -> str:
-    commands = dict(next_commands(document, environment=environment))
-    reason = str(document.get("status_reason") or "").strip().rstrip(".")
-    message = (
-        f"the job {document['job_id']} ended with the status {document['status']!r}{f': {reason}' if reason else ''}"
-    )
-    if "resume" in commands:
-        message += f". See its log with: {commands['logs']}. Go on with: {commands['resume']}"
-    return message
-
-
-def _batches(number: int) -> str:
-    return "1 batch" if number == 1 else f"{number} batches"
 
 
 def _last_sign(document: dict[str, Any]) -> str:

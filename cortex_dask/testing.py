@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from cortex_dask.client import Options
     from cortex_dask.spec import ResolvedJob
+    from cortex_dask.submission_options import Options
 
 __all__ = ["Result", "run_inline"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 import threading
@@ -13,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from cortex_dask.clusters import dask_worker
 from cortex_dask.clusters.base import Cluster, Done, Report, WorkerLost
-from cortex_dask.clusters.mailbox import Mailbox, letter
+from cortex_dask.clusters.connecting import Connecting
+from cortex_dask.clusters.endings import outcome_of, reason_of
+from cortex_dask.clusters.mailbox import Mailbox
 from cortex_dask.clusters.notice import Notice
 from cortex_dask.clusters.scaling import Scaling
 from cortex_dask.errors import ClusterError, SpecError
@@ -35,7 +37,7 @@ _RECONNECT_PAUSE = 2.0
 _LOOK_UP_SECONDS = 1.0
 #: What a worker does, as the source of an expression. A function of ours, by name, would end a worker that has not got
 #: this package, when it reads the message; and the next one, when its nanny has started that. So it can say so.
-_CALL = "__import__('cortex_dask.clusters.client', fromlist=['run_split'])"
+_CALL = "__import__('cortex_dask.clusters.dask_worker', fromlist=['run_split'])"
 _RUN_SPLIT = f"{_CALL}.run_split(data, needed)"
 _RUN_COMPLETION = f"{_CALL}.run_completion(job_url)"
 _TASKS_AT_ONCE = 100  # and of so many pieces of files together, for a message of some megabytes at most
@@ -160,7 +162,7 @@ class DaskCluster(Cluster):
         self._client = client
         self._slots_seen = -_SLOTS_REFRESH
         self.check(client)
-        client.subscribe_topic(_topic(self._job_url), lambda event: self._hear(event[1]))
+        client.subscribe_topic(dask_worker.topic(self._job_url), lambda event: self._hear(event[1]))
 
     def check(self, client: Client) -> None:
         """Compare versions before anything is sent; those of workers that come later are compared by their splits.
@@ -295,7 +297,7 @@ class DaskCluster(Cluster):
 
     def _await_scheduler(self, error: Exception) -> None:
         end = time.monotonic() + self.seconds("reconnect_timeout", _RECONNECT_SECONDS)
-        reason = _reason(error)
+        reason = reason_of(error)
         old = self._client
         while not self.closing.is_set() and time.monotonic() < end:
             try:
@@ -303,12 +305,12 @@ class DaskCluster(Cluster):
                 if client is not None:
                     self._enter(client)
                     break
-                reason = _reason(error)
+                reason = reason_of(error)
             except ClusterError as failed:  # it does not come back
                 self._lost = failed
                 break
             except Exception as failed:  # noqa: BLE001 - it is tried again, and the last failure is the reason
-                reason = _reason(failed)
+                reason = reason_of(failed)
             self.closing.wait(_RECONNECT_PAUSE)
         else:
             lost = f"the connection to the Dask scheduler was lost and did not come back ({reason})"
@@ -359,7 +361,7 @@ class DaskCluster(Cluster):
 
     def abandon(self, split: int) -> None:
         """Have the workers end the attempts at a split that run on."""
-        self._on_all_workers(0.0, _abandon_split, self._job_url, split)
+        self._on_all_workers(0.0, dask_worker.abandon_split, self._job_url, split)
 
     def _key(self, task: SplitTask) -> tuple[str, int, int, str]:
         # Tuple keys with one prefix keep the scheduler's own queueing at work; the attempt makes the key new, so that
@@ -394,7 +396,7 @@ class DaskCluster(Cluster):
         """Say of attempts that were sent, or could not be, that nothing will be heard of them."""
         for task, done in tasks:
             self._mailbox.take(task.split.number, task.attempt)
-            done(WorkerLost(_reason(error), workers=0))
+            done(WorkerLost(reason_of(error), workers=0))
 
     def _ended(self, future: Future[Any]) -> None:
         with self._lock:
@@ -405,9 +407,9 @@ class DaskCluster(Cluster):
         outcome = self._mailbox.take(task.split.number, task.attempt)
         ended: Outcome | Exception
         try:
-            ended = _outcome(future, outcome)
+            ended = outcome_of(future, outcome)
         except Exception as error:  # noqa: BLE001 - whatever a client raises that is going: nobody waits for ever
-            ended = WorkerLost(_reason(error), workers=0)
+            ended = WorkerLost(reason_of(error), workers=0)
         try:
             done(ended)
         finally:
@@ -425,7 +427,7 @@ class DaskCluster(Cluster):
                     future.result(timeout=_LOOK_UP_SECONDS)
             return Outcome.from_json(future.result(timeout=_LOOK_UP_SECONDS))
         except Exception as error:  # noqa: BLE001 - whatever ended it, the job has to say it
-            return Outcome("worker error", -1, message=f"on_job_complete could not be run: {_reason(error)}")
+            return Outcome("worker error", -1, message=f"on_job_complete could not be run: {reason_of(error)}")
 
     # ending ---------------------------------------------------------------------------------------------------------
 
@@ -438,7 +440,7 @@ class DaskCluster(Cluster):
                 self._client.cancel(waiting)
             return
         # A scheduler that is gone cannot be told, nor a worker that hangs; the workers see control/stop.json.
-        self._on_all_workers(_STOP_SECONDS, _stop_job, self._job_url, reason)
+        self._on_all_workers(_STOP_SECONDS, dask_worker.stop_job, self._job_url, reason)
 
     def close(self) -> None:
         """End the job's handler processes and the connection, then what was started for the job."""
@@ -459,11 +461,11 @@ class DaskCluster(Cluster):
             futures = list(self._pending)
             self._pending.clear()
         with contextlib.suppress(Exception):  # the scheduler may be the reason for closing
-            self._client.unsubscribe_topic(_topic(self._job_url))
+            self._client.unsubscribe_topic(dask_worker.topic(self._job_url))
         with contextlib.suppress(Exception):
             for future in futures:
                 future.release()
-        self._on_all_workers(_CLOSE_SECONDS, _close_job, self._job_url)
+        self._on_all_workers(_CLOSE_SECONDS, dask_worker.close_job, self._job_url)
         with contextlib.suppress(Exception):
             self._client.close(timeout=_STOP_SECONDS)
         self._client = None
@@ -484,59 +486,6 @@ class DaskCluster(Cluster):
         thread.join(seconds)
 
 
-class Connecting:
-    """A call of ``connect`` in the background."""
-
-    def __init__(self, connect: Callable[[], Client]) -> None:
-        self._connect = connect
-        self._client: Client | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="cortex-dask-connect", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._client = self._connect()
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            self._error = error
-
-    def result(self, look_up: Callable[[], None]) -> Client:
-        """Wait for the client, and call something every second meanwhile; raises what ``connect``, or that, raises."""
-        while self._thread.is_alive():
-            self._thread.join(_LOOK_UP_SECONDS)
-            look_up()
-        if self._error is not None:
-            raise self._error
-        assert self._client is not None
-        return self._client
-
-    def abandon(self) -> Client | None:
-        """Wait until ``connect`` has given up, or return the client that it has got."""
-        self._thread.join()
-        return self._client
-
-
-def run_split(data: bytes, needed: dict[str, str | None]) -> bytes:
-    """Run one split on a Dask worker (the task that the scheduler sees); task and outcome are JSON."""
-    from distributed import get_worker
-
-    from cortex_dask.clusters import versions
-
-    task = SplitTask.from_json(orjson.loads(data))
-    if needed and (misfit := versions.unfit(needed)) is not None:
-        return orjson.dumps(Outcome("worker error", task.split.number, message=misfit))
-    from cortex_dask.runtime.supervisor import run_split as supervise
-
-    worker = get_worker()
-    topic = _topic(task.job_url)
-    outcome = orjson.dumps(supervise(task, lambda event: worker.log_event(topic, event)))
-    key = worker.get_current_task()
-    token = str(key[-1]) if isinstance(key, tuple) else ""
-    if (event := letter((token, task.split.number, task.attempt), outcome)) is not None:
-        worker.log_event(topic, event)
-    return outcome
-
-
 def _messages(tasks: Sequence[tuple[SplitTask, Done]]) -> Iterator[list[tuple[SplitTask, Done]]]:
     """Put tasks together that are sent in one message."""
     few: list[tuple[SplitTask, Done]] = []
@@ -549,70 +498,3 @@ def _messages(tasks: Sequence[tuple[SplitTask, Done]]) -> Iterator[list[tuple[Sp
         pieces += len(task.split.pieces)
     if few:
         yield few
-
-
-def run_completion(job_url: str) -> dict[str, Any]:
-    """Run ``on_job_complete`` on a Dask worker."""
-    from distributed import get_worker
-
-    from cortex_dask.runtime.supervisor import run_completion as supervise
-
-    worker = get_worker()
-    topic = _topic(job_url)
-    return supervise(job_url, lambda event: worker.log_event(topic, event)).to_json()
-
-
-def _stop_job(job_url: str, reason: str) -> None:
-    from cortex_dask.runtime import slots
-
-    slots.stop_job(job_url, reason)
-
-
-def _abandon_split(job_url: str, split: int) -> None:
-    from cortex_dask.runtime import slots
-
-    slots.abandon_split(job_url, split)
-
-
-async def _close_job(job_url: str) -> None:
-    from cortex_dask.runtime import slots
-
-    # It waits for handler processes, and must not do so on the event loop: other jobs are on the worker as well.
-    await asyncio.to_thread(slots.close_job, job_url)
-
-
-def _topic(job_url: str) -> str:
-    return f"cortex-dask {job_url}"
-
-
-def _outcome(future: Future[Any], sent: bytes | None) -> Outcome | Exception:
-    """Return how an attempt has ended, whose outcome may have been sent ahead."""
-    if future.status == "finished":
-        try:
-            return Outcome.from_json(orjson.loads(future.result() if sent is None else sent))
-        except Exception as error:  # noqa: BLE001 - the result could not be fetched: its worker is gone
-            return WorkerLost(_reason(error))
-    if future.status == "cancelled":
-        lost = "the scheduler dropped the task: it was restarted, or the connection to it was lost"
-        return WorkerLost(lost, workers=0)
-    raised: Exception = future.exception()
-    if isinstance(raised, ImportError) and str(raised.name or "").partition(".")[0] == "cortex_dask":
-        return ClusterError(
-            f"a worker of the cluster cannot import cortex_dask ({raised}): start workers with the same environment, "
-            "or the same image, as the others; the job can be resumed"
-        )
-    # the scheduler's own attempts: it sends a task whose worker has died to another one, some times
-    return WorkerLost(_reason(raised), getattr(raised, "allowed_failures", 0) + 1) if _is_loss(raised) else raised
-
-
-def _is_loss(error: BaseException) -> bool:
-    from distributed import CancelledError, KilledWorker
-    from distributed.comm.core import CommClosedError
-
-    return isinstance(error, KilledWorker | CancelledError | CommClosedError)
-
-
-def _reason(error: BaseException) -> str:
-    if type(error).__name__ == "KilledWorker":
-        return "the workers that ran the split ended: killed, out of memory, or their hosts vanished"
-    return f"{type(error).__name__}: {error}"

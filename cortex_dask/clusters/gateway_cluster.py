@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cortex_dask.clusters import gateway_scheduler
+from cortex_dask.clusters import dask_worker, gateway_scheduler
 from cortex_dask.clusters.base import Done
-from cortex_dask.clusters.client import DaskCluster, _close_job
+from cortex_dask.clusters.client import DaskCluster
 from cortex_dask.clusters.scaling import first_workers
 from cortex_dask.io.records import Outcome, SplitTask
 
@@ -72,7 +72,7 @@ class GatewayCluster(DaskCluster):
         super()._enter(client)
         if self._is_taken_over:
             # What an earlier coordinator had sent occupies threads that the scheduler takes for free.
-            self._on_all_workers(_SWEEP_SECONDS, _close_job, self._job_url)
+            self._on_all_workers(_SWEEP_SECONDS, dask_worker.close_job, self._job_url)
             self._is_taken_over = False
 
     def _hold(self, client: Client) -> None:

@@ -137,6 +137,7 @@ LAYERS = [
         "api_spec",
         "submission",
         "submission_file",
+        "submission_options",
         "target",
         "spec",
         "apis",
@@ -156,9 +157,9 @@ LAYERS = [
         "progress",
     },
     # the handle on a job
-    {"background", "display", "job"},
+    {"background", "display", "final_status", "job"},
     # one environment's APIs and jobs; looking at a job before it is run
-    {"api_client", "client", "sample"},
+    {"api_client", "client", "jobs", "resubmission", "sample"},
     # what users import or type
     {"__init__", "__main__", "cli", "testing", "compat"},
 ]
