@@ -388,7 +388,12 @@ class DaskCluster(Cluster):
             self._lose(tasks, error)
             return
         with self._lock:
-            self._pending.update(zip(futures, tasks, strict=True))
+            given_up = not self._is_connected  # meanwhile
+            if not given_up:
+                self._pending.update(zip(futures, tasks, strict=True))
+        if given_up:
+            self._lose(tasks, ConnectionError("the connection to the Dask scheduler was lost"))
+            return
         for future in futures:
             future.add_done_callback(self._ended)
 

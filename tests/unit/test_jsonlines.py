@@ -113,22 +113,27 @@ def test_two_threads_may_ask_where_lines_lie() -> None:
     lines = [b"x" * (10 + number % 7) for number in range(20_000)]
     starts = [0, *itertools.accumulate(len(line) + 1 for line in lines)]
     edges = LineEdges(lines, 0, starts[-1])
-    wrong: list[int] = []
+    asked = threading.Event()
 
-    def ask(numbers: Iterable[int]) -> None:
-        wrong.extend(number for number in numbers if edges.edge(number) != starts[number])
+    def wrong(numbers: Iterable[int]) -> list[int]:
+        return [number for number in numbers if edges.edge(number) != starts[number]]
+
+    def forwards() -> Iterator[int]:
+        while not asked.is_set():
+            yield from range(0, 20_000, 50)
 
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+    sys.setswitchinterval(1e-5)
     try:
-        with ThreadPoolExecutor(2) as pool:
-            forwards = pool.submit(ask, list(range(0, 20_000, 20)) * 5)
-            anywhere = pool.submit(ask, [number * 7919 % 20_000 for number in range(1500)])
-            forwards.result()
-            anywhere.result()
+        with ThreadPoolExecutor(1) as pool:
+            reader = pool.submit(wrong, forwards())
+            try:
+                assert wrong(number * 7919 % 20_000 for number in range(3000)) == []
+            finally:
+                asked.set()
+            assert reader.result() == []
     finally:
         sys.setswitchinterval(interval)
-    assert not wrong
 
 
 # any layout -----------------------------------------------------------------------------------------------------------

@@ -452,6 +452,11 @@ def test_cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.cache_root() == str(tmp_path / "xdg" / "cortex-dask")
     write(tmp_path / ".config" / "dask", {"a.yaml": "cortex_dask: {cache: ~/first}", "b.yaml": "other: {cache: x}"})
     assert cache.cache_root() == str(tmp_path / "first")
+    write(tmp_path / "mine", {"c.yaml": "cortex-dask:\n  cache: ~/second\n"})
+    monkeypatch.setenv("DASK_CONFIG", str(tmp_path / "mine"))
+    assert cache.cache_root() == str(tmp_path / "second")
+    monkeypatch.setenv("DASK_CORTEX_DASK__CACHE", str(tmp_path / "third"))
+    assert cache.cache_root() == str(tmp_path / "third")
 
 
 def test_a_place_that_cannot_be_looked_at_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,11 +465,6 @@ def test_a_place_that_cannot_be_looked_at_hides_no_other(tmp_path: Path, monkeyp
     monkeypatch.setenv("DASK_CONFIG", str(tmp_path / "mine.yaml"))
     (tmp_path / "mine.yaml").write_text("cortex-dask: {cache: /data/cache}")
     assert cache.cache_root() == "/data/cache"
-    write(tmp_path / "mine", {"c.yaml": "cortex-dask:\n  cache: ~/second\n"})
-    monkeypatch.setenv("DASK_CONFIG", str(tmp_path / "mine"))
-    assert cache.cache_root() == str(tmp_path / "second")
-    monkeypatch.setenv("DASK_CORTEX_DASK__CACHE", str(tmp_path / "third"))
-    assert cache.cache_root() == str(tmp_path / "third")
 
 
 # .env ---------------------------------------------------------------------------------------------------------------

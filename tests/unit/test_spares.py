@@ -90,8 +90,8 @@ def test_a_job_that_fails_before_its_cluster_is_asked_for_anything_leaves_none(r
 import errno, sys
 
 def full(event, arguments):
-    if event == "open" and "status.json" in str(arguments[0]) and arguments[1] not in ("r", "rb", None):
-        raise OSError(errno.ENOSPC, "No space left on device", str(arguments[0]))
+    if event == "os.rename" and str(arguments[1]).endswith("status.json"):
+        raise OSError(errno.ENOSPC, "No space left on device", str(arguments[1]))
 
 sys.addaudithook(full)
 """
