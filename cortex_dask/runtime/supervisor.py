@@ -1,9 +1,9 @@
 """The supervisor: runs a split in a slot's handler process, under a watch, and decides what a death means.
 
 It runs in a thread of the Dask worker, or on one machine of the coordinator's process, so nothing that a handler does
-can hit that: a crash, a hang, a memory hog end a child process, and the supervisor knows from the :mod:`progress cell <cortex_dask.runtime.progress_cell>`
-which batch was in hand. That batch has failed an attempt; the split is run again in a new process that passes over
-what has used up its attempts.
+can hit that: a crash, a hang, a memory hog end a child process, and the supervisor knows from the
+:mod:`progress cell <cortex_dask.runtime.progress_cell>` which batch was in hand. That batch has failed an attempt; the
+split is run again in a new process that passes over what has used up its attempts.
 """
 
 from __future__ import annotations
