@@ -22,15 +22,16 @@ from workloads import WORKLOADS
 __all__ = ["write_report"]
 
 
-def write_report(document: dict[str, Any], folder: Path | None) -> str:
-    """Return the tables; write ``RESULTS.md`` and ``results.svg`` as well when there is a folder for them."""
+def write_report(document: dict[str, Any], page: Path | None) -> str:
+    """Return the tables; write a page of them as well, with a plot beside it, when there is a path for it."""
     runs: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for result in document["results"]:
         runs[result["workload"]][result["engine"]].append(result)
     tables = "\n".join(_table(workload, engines) for workload, engines in runs.items())
-    if folder:
-        (folder / "results.svg").write_text(_plot(runs))
-        (folder / "RESULTS.md").write_text(_page(document, tables))
+    if page:
+        plot = page.with_suffix(".svg")
+        plot.write_text(_plot(runs))
+        page.write_text(_page(document, tables, plot.name))
     return tables
 
 
@@ -75,7 +76,7 @@ def _ratio(runs: Sequence[dict[str, Any]], floor: Sequence[dict[str, Any]], key:
     return f"{statistics.median(ratios):.2f}" if ratios else ""
 
 
-def _page(document: dict[str, Any], tables: str) -> str:
+def _page(document: dict[str, Any], tables: str, plot: str) -> str:
     options = document["options"]
     versions = "\n".join(
         f"| {ENGINES[name].title} | {', '.join(f'{package} {version}' for package, version in found.items())} |"
@@ -95,7 +96,7 @@ ms. What the workloads are: `workloads.py`; where the seconds go: `docs/performa
 Machine: {machine()}; `import distributed` takes {document["distributed"]:.2f} s on it.
 
 {goals(document["results"], min(options["workers"], os.cpu_count() or 1))}
-![Wall time of each engine as a multiple of the floor's](results.svg)
+![Wall time of each engine as a multiple of the floor's]({plot})
 
 {tables}
 {absent}

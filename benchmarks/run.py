@@ -2,7 +2,7 @@
 
 ::
 
-    make bench                     # everything; writes RESULTS.md and results.svg beside this file
+    make bench                     # everything; writes RESULTS.md and RESULTS.svg beside this file
     make bench BENCH="--workloads W1 W5 --repeats 3"
     python benchmarks/run.py --scale 0.1 --no-report
 """
@@ -84,7 +84,7 @@ def main() -> None:
     }
     options.work.mkdir(parents=True, exist_ok=True)
     (options.work / "results.json").write_text(json.dumps(document, indent=1))
-    table = write_report(document, None if options.no_report else Path(__file__).parent)
+    table = write_report(document, None if options.no_report else options.report)
     print("\n" + table)
     if any(result.error for result in results if result.engine in ("floor", "ours")):
         raise SystemExit("a run failed or its output was wrong: see the table")
@@ -177,7 +177,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a run is killed")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="data, outputs, environments")
-    parser.add_argument("--no-report", action="store_true", help="print the table, do not write RESULTS.md")
+    page = Path(__file__).with_name("RESULTS.md")
+    parser.add_argument("--report", type=Path, default=page, help="the page to write; its plot lies beside it")
+    parser.add_argument("--no-report", action="store_true", help="print the table, do not write a page")
     options = parser.parse_args()
     options.work = options.work.absolute()
     return options
