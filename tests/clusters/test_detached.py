@@ -235,7 +235,7 @@ def test_a_client_without_the_credentials(tls: dict[str, str], tmp_path: Path) -
 
 
 def test_a_scheduler_that_is_idle_waits_for_its_coordinator(tmp_path: Path) -> None:
-    with scheduler(tmp_path / "dask", options='idle_timeout="1s"') as (address, process):
+    with scheduler(tmp_path / "dask", options='idle_timeout="4s"') as (address, process):
         job = make_job(str(tmp_path / "store"), tmp_path / "marks", cluster=address)
         Address(address).detach(job.url, job.settings)
         until(lambda: job.directory.read_json("status.json"), "the coordinator to begin")
@@ -243,7 +243,7 @@ def test_a_scheduler_that_is_idle_waits_for_its_coordinator(tmp_path: Path) -> N
         os.kill(pid, signal.SIGSTOP)  # it plans, for a long time
 
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(4)
+            process.wait(8)
         os.kill(pid, signal.SIGCONT)
 
         until_ended(job, "succeeded")

@@ -56,7 +56,9 @@ def test_timed_out_and_resumed(case: str, new_job: Callable[..., FaultJob]) -> N
     assert "timeout of 4 s" in document["status_reason"]
 
     job.mark("let go")
-    job.run()
+    for _ in range(10):  # on a slow machine what is left may take more than 4 s as well: it goes on where it was
+        if job.run()["status"] != "timed out":
+            break
 
     exactly_once(job, status="succeeded")
 
