@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,7 +48,6 @@ class Result:
 
 def main() -> None:
     options = _options()
-    results: list[Result] = []
     versions: dict[str, dict[str, str]] = {}
     pythons: dict[str, str] = {}
     absent: dict[str, str] = {}
@@ -58,6 +58,38 @@ def main() -> None:
         except subprocess.CalledProcessError as error:
             absent[name] = f"does not install here: {(error.stderr or '').strip().splitlines()[-1:]}"
             print(f"{name}: {absent[name]}", file=sys.stderr)
+    document = {
+        "options": {"scale": options.scale, "workers": options.workers},
+        "distributed": _import_seconds("distributed"),
+        "versions": versions,
+        "absent": absent,
+    }
+    saved = options.work / "results.json"
+    results = _kept(saved, options) if options.keep else []
+    for result in _runs(pythons, options):
+        results.append(result)
+        # after each run, so that what took an hour is not lost with what follows
+        saved.write_text(json.dumps({**document, "results": [asdict(run) for run in results]}, indent=1))
+        print(_line(result), flush=True)
+    results.sort(key=lambda run: list(WORKLOADS).index(run.workload))
+    table = write_report(
+        {**document, "results": [asdict(run) for run in results]}, None if options.no_report else options.report
+    )
+    print("\n" + table)
+    if any(result.error for result in results if result.engine in ("floor", "ours")):
+        raise SystemExit("a run failed or its output was wrong: see the table")
+
+
+def _kept(saved: Path, options: argparse.Namespace) -> list[Result]:
+    """Return what an earlier call has measured of other workloads."""
+    document = json.loads(saved.read_text()) if saved.exists() else {"results": []}
+    if document["results"] and document["options"] != {"scale": options.scale, "workers": options.workers}:
+        raise SystemExit(f"{saved} is of another scale or number of workers: leave --keep out, or say the same")
+    return [Result(**run) for run in document["results"] if run["workload"] not in options.workloads]
+
+
+def _runs(pythons: dict[str, str], options: argparse.Namespace) -> Iterator[Result]:
+    """Run everything."""
     for name in options.workloads:
         workload = WORKLOADS[name]
         # five seconds of work are no benchmark of a cold start: the tiny one stays tiny
@@ -65,34 +97,21 @@ def main() -> None:
         truth = expected(target)
         for path in (target / "input").iterdir():
             path.read_bytes()  # into the page cache: nobody's first run pays for the disk
+        results: list[Result] = []
         for repeat in range(options.repeats):
             # turn the order every time, so that no engine always runs in the wake of the same other
             order = list(pythons)
             order = order[repeat % len(order) :] + order[: repeat % len(order)]
             for engine in order:
-                if ENGINES[engine].is_peer and (repeat >= options.peer_repeats or _is_slow(results, name, engine)):
+                if ENGINES[engine].is_peer and (repeat >= options.peer_repeats or _is_slow(results, engine)):
                     continue
-                result = _one(workload, ENGINES[engine], pythons[engine], target, truth, options)
-                results.append(result)
-                print(_line(result), flush=True)
-    document = {
-        "options": {"scale": options.scale, "workers": options.workers},
-        "distributed": _import_seconds("distributed"),
-        "versions": versions,
-        "absent": absent,
-        "results": [asdict(result) for result in results],
-    }
-    options.work.mkdir(parents=True, exist_ok=True)
-    (options.work / "results.json").write_text(json.dumps(document, indent=1))
-    table = write_report(document, None if options.no_report else options.report)
-    print("\n" + table)
-    if any(result.error for result in results if result.engine in ("floor", "ours")):
-        raise SystemExit("a run failed or its output was wrong: see the table")
+                results.append(_one(workload, ENGINES[engine], pythons[engine], target, truth, options))
+                yield results[-1]
 
 
-def _is_slow(results: list[Result], workload: str, engine: str) -> bool:
+def _is_slow(results: list[Result], engine: str) -> bool:
     """Return whether an engine took so long that once is enough."""
-    return any(run.wall > _LONG for run in results if (run.workload, run.engine) == (workload, engine))
+    return any(run.wall > _LONG for run in results if run.engine == engine)
 
 
 def _one(
@@ -177,6 +196,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a run is killed")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="data, outputs, environments")
+    parser.add_argument(
+        "--keep", action="store_true", help="show what an earlier call has measured of other workloads as well"
+    )
     page = Path(__file__).with_name("RESULTS.md")
     parser.add_argument("--report", type=Path, default=page, help="the page to write; its plot lies beside it")
     parser.add_argument("--no-report", action="store_true", help="print the table, do not write a page")
