@@ -95,7 +95,7 @@ ms. What the workloads are: `workloads.py`; where the seconds go: `docs/performa
 
 Machine: {machine()}; `import distributed` takes {document["distributed"]:.2f} s on it.
 
-{goals(document["results"], min(options["workers"], os.cpu_count() or 1))}
+{goals(document["results"], min(options["workers"], os.cpu_count() or 1), document["distributed"])}
 ![Wall time of each engine as a multiple of the floor's]({plot})
 
 {tables}
