@@ -39,7 +39,11 @@ def goals(results: Sequence[Run], busy: int, distributed: float) -> str:
         Seconds that ``import distributed`` takes on the machine.
     """
     names = dict.fromkeys(run["workload"] for run in results)
-    rows = [row for name in names for row in _rows(name, [run for run in results if run["workload"] == name], busy, distributed)]
+    rows = [
+        row
+        for name in names
+        for row in _rows(name, [run for run in results if run["workload"] == name], busy, distributed)
+    ]
     if not rows:
         return ""
     head = ["| | what | goal | here | |", "| --- | --- | ---: | ---: | --- |"]

@@ -34,7 +34,9 @@ def rows_of(table: str) -> dict[str, str]:
 @pytest.mark.parametrize(("seconds", "reached"), [(15.0, "reached"), (15.2, "not reached")])
 def test_ratios_are_taken_within_a_round(seconds: float, reached: str) -> None:
     # A slow round is slow for both: the ratio of the medians would be another.
-    found = rows_of(goals([run("floor", 10), run("ours", seconds), run("floor", 100), run("ours", 10 * seconds)], 4, 0.4))
+    found = rows_of(
+        goals([run("floor", 10), run("ours", seconds), run("floor", 100), run("ours", 10 * seconds)], 4, 0.4)
+    )
 
     assert found["W1 whole process, to floor"] == reached
 
