@@ -35,7 +35,7 @@ _ARRAY_BYTES = 1 << 20  # of the values of a stretch of an array; roughly, they 
 _TOGETHER = 128  # values of small batches that are parsed at once
 
 #: Stands between lines that are parsed at once. Nobody who writes the lines knows it.
-_BETWEEN = secrets.randbelow(1 << 30)
+_BETWEEN = (1 << 29) + secrets.randbelow(1 << 29)
 _JOINT = b",%d," % _BETWEEN
 
 
@@ -241,7 +241,7 @@ class _Lines:
 
 
 def _parse_lines(lines: list[bytes]) -> list[Any]:
-    """Parse lines with one call, which takes two thirds of the time of a call for each.
+    """Parse lines with one call, which takes a fifth less time than a call for each.
 
     Two lines could be one value only together, and one line be two. So what stands between the lines has to be found
     between the values.
