@@ -43,6 +43,7 @@ _ROW = 200  # bytes of a row, where the plan does not know
 _SMALL = 64 * 1024
 _QUICK: tuple[BatchFormat, ...] = ("records", "numpy", "pyarrow")  # a payload of few rows takes microseconds to make
 _JOIN_SECONDS = 5.0
+_NAMED_LINES = 10  # malformed lines of a split that its log names
 
 Notify = Callable[[dict[str, Any]], None]
 
@@ -172,6 +173,7 @@ class _Run:
         self._reader: threading.Thread | None = None
         self._batches = 0
         self._failed = 0
+        self._malformed = 0
         self._rows_in = 0
         self._spoken = self._part is None  # whether it is known that the first batch has output or has none
 
@@ -184,7 +186,7 @@ class _Run:
                 case Work():
                     self._take(item)
                 case BadLine():
-                    self._failures.add_line(item)
+                    self._leave_out(item)
                 case _Unread():
                     self._give_up(item)
         self._job.cell.set_phase(Phase.CLOSING)
@@ -350,6 +352,16 @@ class _Run:
                 yield work
             else:
                 yield item
+
+    def _leave_out(self, line: BadLine) -> None:
+        """Make a dead letter of a malformed line."""
+        self._malformed += 1
+        if self._malformed <= _NAMED_LINES:
+            logs.logger.error("a line is malformed: %s, line %d: %s", line.path, line.line, line.error)
+        elif self._malformed == _NAMED_LINES + 1:
+            number = self._split.number
+            logs.logger.error("split %d has more malformed lines: all of them are in the dead letter", number)
+        self._failures.add_line(line)
 
     def _give_up(self, unread: _Unread) -> None:
         """Make dead letters of the batches that cannot be read."""

@@ -240,6 +240,18 @@ class TestDelimitedFiles:
         (failure,) = job.failures().to_dict("records")
         assert f"{path}, line 3: not JSON" in failure["error"]
         assert failure["payload"] == ["oops"]
+        (message,) = job.logs(level="error")["message"]
+        assert message.startswith(f"a line is malformed: {path}, line 3: not JSON")
+
+    def test_the_log_names_the_first_malformed_lines_of_a_split(self, project: Project) -> None:
+        path = project.folder / "in.jsonl"
+        path.write_text("oops\n" * 100 + "1\n")
+        with pytest.warns(UserWarning, match="failed"):
+            job = project.run(delimited_files={"paths": str(path), "batch_size": 101}, workers=1)
+        messages = list(job.logs(level="error")["message"])
+        assert [message.split(": ")[1].rpartition(" ")[2] for message in messages[:10]] == [*map(str, range(1, 11))]
+        assert messages[10:] == ["split 0 has more malformed lines: all of them are in the dead letter"]
+        assert len(job.failures()) == 100
 
     def test_a_batch_of_malformed_lines_alone_is_not_handled(self, project: Project) -> None:
         path = project.folder / "in.jsonl"
