@@ -427,10 +427,12 @@ class DaskCluster(Cluster):
         call = {"job_url": self._job_url}
         future = self.client.submit(eval, _RUN_COMPLETION, call, key=key, pure=False, **self._place())
         try:
-            while not future.done() and self._is_live():
-                with contextlib.suppress(TimeoutError):  # a client that is closed may leave its future pending
-                    future.result(timeout=_LOOK_UP_SECONDS)
-            return Outcome.from_json(future.result(timeout=_LOOK_UP_SECONDS))
+            done = threading.Event()
+            future.add_done_callback(lambda _: done.set())
+            while not done.wait(_LOOK_UP_SECONDS):
+                if not self._is_live():  # a client that is closed may leave its future pending
+                    raise ConnectionError("the connection to the Dask scheduler was lost (the job can be resumed)")
+            return Outcome.from_json(future.result())
         except Exception as error:  # noqa: BLE001 - whatever ended it, the job has to say it
             return Outcome("worker error", -1, message=f"on_job_complete could not be run: {reason_of(error)}")
 
