@@ -59,7 +59,7 @@ def main() -> None:
 
 def _run(options: argparse.Namespace, project: Path, folder: str, number: int) -> tuple[float, float]:
     """Return the seconds to the first part, and to the end of the command."""
-    from cortex_dask.io.store import Store
+    from cortex_dask.io.store.store import Store
 
     store = Store(f"{folder.rstrip('/')}/run-{number}")
     store.delete_tree("")

@@ -9,13 +9,13 @@ __all__ = ["outcome_of", "supervise"]
 
 
 def supervise(task: Any, report: Any) -> Any:
-    """Stand for :func:`cortex_dask.runtime.supervisor.run_split`."""
+    """Stand for :func:`cortex_dask.runtime.worker.supervisor.run_split`."""
     return outcome_of(task.split.number, task.split.rows or 0)
 
 
 def outcome_of(number: int, rows: int) -> Any:
     """Return an outcome as full as that of a split without output."""
-    from cortex_dask.io.records import Outcome, SplitRecord
+    from cortex_dask.io.job.records import Outcome, SplitRecord
 
     record = SplitRecord(
         split=number,
@@ -34,6 +34,6 @@ def outcome_of(number: int, rows: int) -> Any:
 
 def dask_setup(worker: Any) -> None:
     """Let a Dask worker that preloads this module do nothing in splits."""
-    from cortex_dask.runtime import supervisor
+    from cortex_dask.runtime.worker import supervisor
 
     supervisor.run_split = supervise

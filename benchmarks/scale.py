@@ -36,13 +36,13 @@ from distributed import Client, LocalCluster
 from idle_split import dask_setup, outcome_of
 
 from cortex_dask.clusters.address import Address
-from cortex_dask.clusters.base import Cluster, Done, Report
-from cortex_dask.clusters.client import DaskCluster
-from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.io.records import Outcome, SplitTask
-from cortex_dask.io.settings import HandlerSettings, JobSettings
-from cortex_dask.io.splits import DatasetInput, Piece, PlanHeader, Split
+from cortex_dask.clusters.dask import DaskCluster
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.records import Outcome, SplitTask
+from cortex_dask.io.job.settings import HandlerSettings, JobSettings
+from cortex_dask.io.job.splits import DatasetInput, Piece, PlanHeader, Split
 from cortex_dask.job import Job
+from cortex_dask.runtime.cluster import Cluster, Done, Report
 
 HERE = Path(__file__).resolve().parent
 MIB = 1024 * 1024
@@ -192,7 +192,7 @@ class Null(Idle, _Null):
 
 def coordinate(arguments: argparse.Namespace) -> None:
     """Run the coordinator of a job in this process, and say how it went (the child of ``splits``)."""
-    from cortex_dask.runtime import coordinator
+    from cortex_dask.runtime.coordinator import coordinator
 
     began = psutil.Process().create_time()
     make: dict[str, Callable[[], Any]] = {"null": Null, "local": IdleThreads}

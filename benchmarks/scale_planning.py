@@ -44,11 +44,11 @@ Answer = dict[str, Any]
 
 def plan_files(url: str, folder: str) -> Answer:
     """Plan a dataset, and write the plan."""
-    from cortex_dask.io import footers, planning  # noqa: F401 - imported before the clock starts
-    from cortex_dask.io.job_directory import JobDirectory
-    from cortex_dask.io.listing import list_files
-    from cortex_dask.io.planning import plan
-    from cortex_dask.io.splits import DatasetInput
+    from cortex_dask.io.input.files import list_files
+    from cortex_dask.io.job.directory import JobDirectory
+    from cortex_dask.io.job.splits import DatasetInput
+    from cortex_dask.io.planning import parquet  # noqa: F401 - imported before the clock starts
+    from cortex_dask.io.planning.plan import plan
 
     connect(url)
     before = peak_memory()
@@ -73,7 +73,7 @@ def plan_files(url: str, folder: str) -> Answer:
 
 def read_files(url: str, folder: str) -> Answer:
     """Read the first split of a dataset."""
-    from cortex_dask.io.job_directory import JobDirectory
+    from cortex_dask.io.job.directory import JobDirectory
     from cortex_dask.io.reading import read_split
 
     job = JobDirectory(folder)
@@ -96,10 +96,10 @@ def count_lines(gib: int) -> Answer:
     """Enqueue a job over one file of lines, which is made up while it is read."""
     from fsspec.implementations.local import LocalFileSystem  # noqa: F401 - part of what any job imports
 
-    from cortex_dask.io.enqueuing import enqueue
-    from cortex_dask.io.settings import HandlerSettings, JobSettings, SampleInput
-    from cortex_dask.io.splits import DatasetInput
-    from cortex_dask.io.store import Store
+    from cortex_dask.io.job.settings import HandlerSettings, JobSettings, SampleInput
+    from cortex_dask.io.job.splits import DatasetInput
+    from cortex_dask.io.planning.samples import enqueue
+    from cortex_dask.io.store.store import Store
 
     register_lines(gib * GIB)
     settings = JobSettings(
@@ -129,9 +129,9 @@ def plan_one_file(path: str) -> Answer:
     """Plan one large Parquet file."""
     import pyarrow.parquet  # noqa: F401 - imported before the clock starts
 
-    from cortex_dask.io import footers  # noqa: F401
-    from cortex_dask.io.planning import plan
-    from cortex_dask.io.splits import DatasetInput
+    from cortex_dask.io.job.splits import DatasetInput
+    from cortex_dask.io.parquet import footer as parquet_footer  # noqa: F401
+    from cortex_dask.io.planning.plan import plan
 
     before = peak_memory()
     began = time.perf_counter()
@@ -147,11 +147,11 @@ def plan_one_file(path: str) -> Answer:
 
 def encode_list(items: int) -> Answer:
     """Encode an item_list, write it, and plan it."""
-    from cortex_dask.io.enqueuing import enqueue
-    from cortex_dask.io.samples import encode_items
-    from cortex_dask.io.settings import HandlerSettings, JobSettings, SampleInput
-    from cortex_dask.io.splits import DatasetInput
-    from cortex_dask.io.store import Store
+    from cortex_dask.io.job.settings import HandlerSettings, JobSettings, SampleInput
+    from cortex_dask.io.job.splits import DatasetInput
+    from cortex_dask.io.planning.items import encode_items
+    from cortex_dask.io.planning.samples import enqueue
+    from cortex_dask.io.store.store import Store
 
     given = [{"id": number, "url": f"s3://bucket/images/{number:09d}.jpg"} for number in range(items)]
     before = peak_memory()
@@ -186,10 +186,10 @@ def make_jobs(url: str, count: int) -> Answer:
     from concurrent.futures import ThreadPoolExecutor
     from datetime import UTC, datetime, timedelta
 
-    from cortex_dask.io.job_directory import JobDirectory
-    from cortex_dask.io.settings import HandlerSettings, JobSettings
-    from cortex_dask.io.splits import DatasetInput
-    from cortex_dask.runtime.status import StatusBoard
+    from cortex_dask.io.job.directory import JobDirectory
+    from cortex_dask.io.job.settings import HandlerSettings, JobSettings
+    from cortex_dask.io.job.splits import DatasetInput
+    from cortex_dask.runtime.coordinator.status_board import StatusBoard
 
     def make(number: int) -> None:
         created = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=number)

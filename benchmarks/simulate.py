@@ -21,11 +21,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
-from cortex_dask.clusters.base import Cluster
-from cortex_dask.io.splits import Split
-from cortex_dask.runtime.committer import PUBLISHERS, SEGMENT_RECORDS, gather_seconds
-from cortex_dask.runtime.source import SplitSource
-from cortex_dask.runtime.window import Attempt, Window
+from cortex_dask.io.job.splits import Split
+from cortex_dask.runtime.cluster import Cluster
+from cortex_dask.runtime.coordinator.committer import PUBLISHERS, SEGMENT_RECORDS, gather_seconds
+from cortex_dask.runtime.coordinator.split_queue import SplitQueue
+from cortex_dask.runtime.coordinator.window import Attempt, Window
 
 BACKUP_CHECK = 1.0  # seconds, as in the coordinator
 READY = {"first_worker": 0.0, "per_second": 1e9, "load": 0.0}  # all workers are there from the first moment
@@ -140,7 +140,7 @@ class Simulation:
         self._sizes = self._draw_sizes()
         self._times = [size * math.exp(self._random.gauss(0, setting.noise)) for size in self._sizes]
         splits = (Split(number, (), None, 1, int(size * 1e6)) for number, size in enumerate(self._sizes))
-        self._source = SplitSource(splits, self._is_committed)
+        self._source = SplitQueue(splits, self._is_committed)
         self._window = Window()
         self._scheduler, self._ledger = Server(), Server()
         self._publisher = Server(setting.publishers)
@@ -346,8 +346,8 @@ def simulate(setting: Setting) -> Result:
 
 def measured_times(job_url: str) -> tuple[float, ...]:
     """Return how long the splits of a real job took, from its ledger."""
-    from cortex_dask.io.job_directory import JobDirectory
-    from cortex_dask.io.ledger import Ledger
+    from cortex_dask.io.job.directory import JobDirectory
+    from cortex_dask.io.job.ledger import Ledger
 
     return tuple(record.seconds for record in Ledger(JobDirectory(job_url).store).records() if record.seconds > 0)
 

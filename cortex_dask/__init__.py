@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         StorageError,
     )
     from cortex_dask.job import Job
-    from cortex_dask.runtime.logs import logger
+    from cortex_dask.runtime.handler_process.log import logger
 
 __version__ = "0.1.0"
 
@@ -72,7 +72,7 @@ __all__ = [
 _HOMES = {
     "Client": "cortex_dask.client",
     "Job": "cortex_dask.job",
-    "logger": "cortex_dask.runtime.logs",
+    "logger": "cortex_dask.runtime.handler_process.log",
     "run": "cortex_dask.client",
     "submit": "cortex_dask.client",
 }

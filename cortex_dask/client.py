@@ -1,7 +1,7 @@
 """Submitting jobs, and finding them again: the client of one environment, and ``run`` and ``submit`` for notebooks.
 
 The story of a submission: :func:`run` → :meth:`Client.begin` (resolve the submission, create the job directory) →
-:meth:`Job.start <cortex_dask.job.Job.start>` → :func:`cortex_dask.runtime.coordinator.run_job`.
+:meth:`Job.start <cortex_dask.job.Job.start>` → :func:`cortex_dask.runtime.coordinator.coordinator.run_job`.
 """
 
 from __future__ import annotations
@@ -13,26 +13,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from cortex_dask.api_client import ApiClient
-from cortex_dask.cores import count_cores
+from cortex_dask.catalog import Catalog
+from cortex_dask.deployments import ApiClient
 from cortex_dask.display import Display, SilentDisplay, choose
 from cortex_dask.errors import JobNotFoundError, JobRunningError, SpecError
-from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.io.store import Store
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.io.store.store import Store
 from cortex_dask.job import Job
-from cortex_dask.jobs import Jobs
-from cortex_dask.resubmission import check_same
-from cortex_dask.runtime.devices import capacity
-from cortex_dask.submission_options import Options, spelt_out
+from cortex_dask.runtime.worker.devices import capacity
+from cortex_dask.spec.resolution import count_cores
+from cortex_dask.spec.submission import Options, spelt_out
 
 if TYPE_CHECKING:
-    from cortex_dask.clusters.base import Cluster
     from cortex_dask.environments import Environment
-    from cortex_dask.io.settings import ClusterSettings
-    from cortex_dask.sample import DryRun
-    from cortex_dask.spec import ResolvedJob
-
-__all__ = ["Client", "attend", "create_directory", "run", "submit"]
+    from cortex_dask.io.job.settings import ClusterSettings
+    from cortex_dask.preview import DryRun
+    from cortex_dask.runtime.cluster import Cluster
+    from cortex_dask.spec.resolution import ResolvedJob
 
 Target = type | str | Path
 Input = str | Path | Sequence[str | Path]
@@ -67,7 +65,7 @@ class Client(ApiClient):
         else:
             self.environment, self._flag = env, env.name
         self._store = Store(self.environment.store)
-        self._jobs = Jobs(self._store, self._flag)
+        self._jobs = Catalog(self._store, self._flag)
 
     def __repr__(self) -> str:
         return f"<Client {self.environment.name}: {self._store.url}>"
@@ -164,7 +162,7 @@ class Client(ApiClient):
         if not (here and isinstance(workers, int)) or any(options.get(name) is not None for name in _LATER):
             yield
             return
-        from cortex_dask.runtime import spares
+        from cortex_dask.runtime.worker import spares
 
         spares.prepare(min(workers, count_cores()))
         try:
@@ -175,17 +173,17 @@ class Client(ApiClient):
 
     def resolve(self, target: Target, source: Input | None, output: Output | None, options: Options) -> ResolvedJob:
         """Check a submission and pack its project; nothing is written."""
-        from cortex_dask import spec
+        from cortex_dask.spec import resolution
 
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         made_of = _mapping(given.pop("cluster_options", {}))
-        resolved = spec.resolve(self._meant(target), input=source, output=output, **given)
+        resolved = resolution.resolve(self._meant(target), input=source, output=output, **given)
         where = dataclasses.replace(resolved.settings.cluster, options=made_of)
         return dataclasses.replace(resolved, settings=dataclasses.replace(resolved.settings, cluster=where))
 
     def _meant(self, target: Any) -> Any:
         """Return the deployed API of this name, unless a project here is called like that."""
-        from cortex_dask.target import CONFIG_FILES
+        from cortex_dask.spec.target import CONFIG_FILES
 
         if not isinstance(target, str):
             return target
@@ -311,7 +309,7 @@ class Client(ApiClient):
 
     def stream_job_logs(self, api_name: str, job_id: str) -> Iterator[str]:
         """Yield the lines of a job's log as text until the job has ended."""
-        from cortex_dask.job_logs import to_text
+        from cortex_dask.io.job.logs import to_text
 
         for line in self.get_job(api_name, job_id).log_lines(follow=True):
             yield to_text(line)
@@ -453,9 +451,9 @@ def create_directory(directory: JobDirectory, resolved: ResolvedJob) -> None:
 
 
 def _dry_run(resolved: ResolvedJob) -> DryRun:
-    from cortex_dask import sample
+    from cortex_dask import preview
 
-    return sample.dry_run(resolved)
+    return preview.dry_run(resolved)
 
 
 def attend(job: Job, display: Display, on_interrupt: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -479,9 +477,49 @@ def _warn(text: str) -> None:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    from cortex_dask.spec import plain
+    from cortex_dask.spec.resolution import plain
 
     if not isinstance(value, Mapping):
         raise SpecError(f"cluster_options: found a value of type {type(value).__name__}; a mapping is needed")
     made: dict[str, Any] = plain(value, "cluster_options")
     return made
+
+
+#: Settings that two submissions of the same job may differ in.
+_INCIDENTAL = ("api_id", "cluster", "created_time", "environment", "workers_said")
+#: Settings whose values are the user's own and are never shown.
+_PRIVATE = ("config", "handler.env", "job_config")
+
+
+def check_same(existing: JobSettings, new: JobSettings) -> None:
+    """Compare a submission with the job that has its id.
+
+    Raises
+    ------
+    SpecError
+        If they differ in more than what may change.
+    """
+    differences = list(_differences(existing.to_json(), new.to_json()))
+    if differences:
+        raise SpecError(
+            f"job_id: the job {new.job_id!r} of {new.api_name} exists with other settings ({'; '.join(differences)}): "
+            "choose another job id, or submit the same as before to attach to it or resume it"
+        )
+
+
+def _differences(existing: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted({*existing, *new}):
+        path = f"{prefix}{key}"
+        old, now = existing.get(key), new.get(key)
+        if isinstance(old, tuple):
+            old = list(old)
+        if isinstance(now, tuple):
+            now = list(now)
+        if old == now or path in _INCIDENTAL:
+            continue
+        if path in _PRIVATE:
+            yield f"{path} differs"
+        elif isinstance(old, Mapping) and isinstance(now, Mapping):
+            yield from _differences(old, now, f"{path}.")
+        else:
+            yield f"{path} was {old!r}, is {now!r}"

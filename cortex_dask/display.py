@@ -11,25 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from cortex_dask.progress import Progress, count, duration, moment, rate
+from cortex_dask.formatting import count, duration, moment, rate
+from cortex_dask.io.job.status import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
-
-__all__ = [
-    "Display",
-    "NotebookDisplay",
-    "PlainDisplay",
-    "SilentDisplay",
-    "TerminalDisplay",
-    "choose",
-    "in_notebook",
-    "next_commands",
-    "progress_line",
-    "status_html",
-    "summary",
-]
 
 Status = Mapping[str, Any]
 

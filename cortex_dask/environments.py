@@ -26,12 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cortex_dask.configuration_files import configuration_files, configuration_places
+from cortex_dask.dask_config import configuration_files, configuration_places
 from cortex_dask.errors import SpecError
-from cortex_dask.wording import nearest, shown
-from cortex_dask.yaml_file import load_yaml
-
-__all__ = ["LOCAL", "Environment", "configure", "current", "delete", "list_all", "rename", "set_default"]
+from cortex_dask.formatting import nearest, shown
+from cortex_dask.spec.yaml import load_yaml
 
 #: The name of the environment that is always there.
 LOCAL = "local"

@@ -23,23 +23,6 @@ what to do next.
 
 from __future__ import annotations
 
-__all__ = [
-    "ClusterError",
-    "CortexDaskError",
-    "DatasetError",
-    "HandlerError",
-    "InputError",
-    "JobFailedError",
-    "JobNotFoundError",
-    "JobRunningError",
-    "JobStoppedError",
-    "JobTimedOutError",
-    "OutputError",
-    "ProjectError",
-    "SpecError",
-    "StorageError",
-]
-
 
 class CortexDaskError(Exception):
     """The base of every exception that cortex_dask raises on purpose."""

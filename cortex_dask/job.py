@@ -1,4 +1,4 @@
-"""The handle on a job: its status, logs, failures and output, from any process that reaches the job directory."""
+"""What the final status of a job means to those who wait for it: a warning about failed batches, or an error."""
 
 from __future__ import annotations
 
@@ -8,22 +8,58 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from cortex_dask import final_status
 from cortex_dask.display import Display, SilentDisplay, next_commands, progress_line, status_html
-from cortex_dask.errors import CortexDaskError, InputError, JobFailedError, JobRunningError, SpecError
-from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.progress import FINAL_STATUSES, STATUSES, Progress, duration, parse_time
+from cortex_dask.errors import (
+    CortexDaskError,
+    InputError,
+    JobFailedError,
+    JobRunningError,
+    JobStoppedError,
+    JobTimedOutError,
+    SpecError,
+)
+from cortex_dask.formatting import duration, parse_time
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.status import FINAL_STATUSES, Progress
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from cortex_dask.background import Background
-    from cortex_dask.clusters.base import Cluster
-    from cortex_dask.io.settings import JobSettings
-    from cortex_dask.job_output import JobOutput
+    from cortex_dask.io.job.settings import JobSettings
+    from cortex_dask.io.output.reader import JobOutput
+    from cortex_dask.runtime.cluster import Cluster
+    from cortex_dask.runtime.coordinator.background import BackgroundRun
 
-__all__ = ["STATUSES", "Job"]
+
+def warning_of(document: dict[str, Any], environment: str | None) -> str:
+    """Return the warning about the failed batches of a job that completed with failures."""
+    commands = dict(next_commands(document, environment=environment))
+    whose = "its" if document["failed_batches"] == 1 else "their"
+    return (
+        f"the job {document['job_id']} completed, but {_batches(document['failed_batches'])} failed for good and "
+        f"{whose} rows are not in the output. Look at them with job.failures() or {commands['logs']} --level error; "
+        f"handle them again with job.retry_failed() or {commands['retry']}"
+    )
+
+
+def error_of(document: dict[str, Any], environment: str | None) -> JobFailedError:
+    """Return the error that a job without a complete result ends in."""
+    commands = dict(next_commands(document, environment=environment))
+    status = str(document["status"])
+    reason = str(document.get("status_reason") or "").strip().rstrip(".")
+    message = (
+        f"the job {document['job_id']} ended with the status {document['status']!r}{f': {reason}' if reason else ''}"
+    )
+    if "resume" in commands:
+        message += f". See its log with: {commands['logs']}. Go on with: {commands['resume']}"
+    kind = {"stopped": JobStoppedError, "timed out": JobTimedOutError}.get(status, JobFailedError)
+    return kind(message, status=status)
+
+
+def _batches(number: int) -> str:
+    return "1 batch" if number == 1 else f"{number} batches"
+
 
 _POLL_SECONDS = 0.5  # the status document is written every second or two
 _SHOW_SECONDS = 0.2  # how late a display may be
@@ -56,7 +92,7 @@ class Job:
         self._directory = JobDirectory(url)
         self._chosen = cluster
         self._environment = environment
-        self._background: Background | None = None
+        self._background: BackgroundRun | None = None
         self._settings: JobSettings | None = None
 
     def __repr__(self) -> str:
@@ -170,7 +206,7 @@ class Job:
             The table has the columns ``time`` (UTC), ``level``, ``worker``, ``batch_id``, ``message``, ``process``, and
             one for every key that the handler gave as ``extra``.
         """
-        from cortex_dask.job_logs import to_frame
+        from cortex_dask.io.job.logs import to_frame
 
         lines = self.log_lines(level=level, batch=batch, worker=worker, since=since, follow=follow)
         return lines if follow else to_frame(lines)
@@ -185,7 +221,7 @@ class Job:
         follow: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """Yield the lines of the log as they were written; takes what :meth:`logs` takes."""
-        from cortex_dask.job_logs import JobLogs, LogFilter, parse_since
+        from cortex_dask.io.job.logs import JobLogs, LogFilter, parse_since
 
         where = LogFilter(level=level, batch=batch, worker=worker, since=parse_since(since))
         logs = JobLogs(self._directory.store)
@@ -196,9 +232,9 @@ class Job:
 
         Batches that a retry has handled since are not among them.
         """
-        from cortex_dask import dead_letters
+        from cortex_dask.io.job import failures as job_failures
 
-        return dead_letters.to_frame(self._directory)
+        return job_failures.to_frame(self._directory)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -325,13 +361,13 @@ class Job:
         self, *, retry: bool = False, cluster: str | Cluster | None = None, display: Display | None = None
     ) -> Job:
         """Start a coordinator for the job in this process; with ``cluster="inline"`` it has ended when this returns."""
-        from cortex_dask.background import Background
+        from cortex_dask.runtime.coordinator.background import BackgroundRun
 
         if self.is_run_here:
             raise JobRunningError(f"the job {self.job_id} is being run by this process: wait for it or stop it first")
         hint = dict(next_commands({**self._names(), "status": "stopped"}, environment=self._environment))["resume"]
         chosen = self.cluster if cluster is None else cluster
-        self._background = Background(self._directory, cluster=chosen, retry=retry, resume_hint=hint)
+        self._background = BackgroundRun(self._directory, cluster=chosen, retry=retry, resume_hint=hint)
         try:
             self._background.start(None if display is None else display.update)
         except BaseException:
@@ -405,9 +441,9 @@ class Job:
             return
         if status == "completed with failures":
             if warn:
-                warnings.warn(final_status.warning_of(document, self._environment), UserWarning, stacklevel=3)
+                warnings.warn(warning_of(document, self._environment), UserWarning, stacklevel=3)
             return
-        raise final_status.error_of(document, self._environment)
+        raise error_of(document, self._environment)
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -416,7 +452,7 @@ class Job:
 
     def _first_document(self) -> dict[str, Any]:
         """Return the status document of a job that no coordinator has looked at."""
-        from cortex_dask.runtime.status import StatusBoard
+        from cortex_dask.runtime.coordinator.status_board import StatusBoard
 
         document = StatusBoard(self.settings).document()
         del document["coordinator"]
@@ -429,7 +465,7 @@ class Job:
 
     def is_live(self, document: dict[str, Any] | None = None) -> bool:
         """Whether somebody runs the job, or is about to."""
-        from cortex_dask.runtime.status import running_elsewhere
+        from cortex_dask.runtime.coordinator.heartbeat import running_elsewhere
 
         document = self.describe() if document is None else document
         if self.is_run_here or self._is_coming(document):
@@ -457,9 +493,9 @@ class Job:
         return document["status"] not in FINAL_STATUSES and not self.is_live(document)
 
     def _output(self, *, partial: bool) -> JobOutput:
-        from cortex_dask.io.ledger import Ledger
-        from cortex_dask.io.output import OutputDirectory
-        from cortex_dask.job_output import JobOutput
+        from cortex_dask.io.job.ledger import Ledger
+        from cortex_dask.io.output.directory import OutputDirectory
+        from cortex_dask.io.output.reader import JobOutput
 
         settings = self.settings.output
         if settings is None:

@@ -25,16 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from cortex_dask.runtime.logs import JsonHandler
+from cortex_dask.runtime.handler_process.log import JsonHandler
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from cortex_dask.spec import ResolvedJob
-    from cortex_dask.submission_options import Options
-
-__all__ = ["Result", "run_inline"]
+    from cortex_dask.spec.resolution import ResolvedJob
+    from cortex_dask.spec.submission import Options
 
 
 @dataclass(frozen=True)
@@ -102,17 +100,17 @@ def run_inline(
     """
     import orjson
 
-    from cortex_dask import spec
     from cortex_dask.client import create_directory
     from cortex_dask.display import SilentDisplay
-    from cortex_dask.io.job_directory import JobDirectory
+    from cortex_dask.io.job.directory import JobDirectory
+    from cortex_dask.io.job.logs import to_frame
     from cortex_dask.job import Job
-    from cortex_dask.job_logs import to_frame
+    from cortex_dask.spec import resolution
 
     given: dict[str, Any] = {"max_attempts": 1, **{name: value for name, value in options.items() if value is not None}}
     with tempfile.TemporaryDirectory(prefix="cortex-dask-testing-") as folder:
         source = _stored(data, Path(folder))
-        resolved = spec.resolve(handler, input=source, output=str(Path(folder) / "output"), **given)
+        resolved = resolution.resolve(handler, input=source, output=str(Path(folder) / "output"), **given)
         directory = JobDirectory(str(Path(folder) / "job"))
         create_directory(directory, resolved)
         lines: list[bytes] = []
@@ -130,7 +128,7 @@ def _surroundings(resolved: ResolvedJob) -> Iterator[None]:
     if resolved.archive is None:
         yield
         return
-    from cortex_dask.dotenv_file import read_dotenv
+    from cortex_dask.project.dotenv import read_dotenv
 
     before = dict(os.environ)
     os.environ.update({**read_dotenv(resolved.archive.directory), **resolved.settings.handler.env})

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faulty_s3 import FaultyS3
+from tests.support.faulty_s3 import FaultyS3
 
 if TYPE_CHECKING:
-    from tests.gateway_server import GatewayServer
-    from tests.s3 import S3Server
+    from tests.support.gateway_server import GatewayServer
+    from tests.support.s3 import S3Server
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """An S3 server on loopback; one for each process of the test run."""
-    from tests.s3 import S3Server  # moto takes a second to import
+    from tests.support.s3 import S3Server  # moto takes a second to import
 
     with S3Server() as server:
         yield server
@@ -28,7 +28,7 @@ def s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of a fresh bucket; this process and its children reach it through the environment."""
-    from tests.s3 import ENVIRONMENT
+    from tests.support.s3 import ENVIRONMENT
 
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
@@ -66,7 +66,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def gateway_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
     """A Dask Gateway on loopback; one for each process of the test run."""
-    from tests import gateway_server
+    from tests.support import gateway_server
 
     reason = gateway_server.missing()
     if reason is not None:

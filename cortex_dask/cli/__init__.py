@@ -10,11 +10,11 @@ import click
 
 from cortex_dask.cli.apis import delete, deploy
 from cortex_dask.cli.clusters import clusters
-from cortex_dask.cli.environment import env
-from cortex_dask.cli.exits import Commands
+from cortex_dask.cli.environments import env
+from cortex_dask.cli.exit_codes import Commands
 from cortex_dask.cli.jobs import get, logs, resume, retry, stop
 from cortex_dask.cli.manifest import manifest
-from cortex_dask.cli.setup import completion, init, version
+from cortex_dask.cli.project import completion, init, version
 from cortex_dask.cli.submit import submit
 
 __all__ = ["main"]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cortex_dask.cli import options
-from cortex_dask.cli.show import json_text, warning
+from cortex_dask.cli.output import json_text, warning
 
 if TYPE_CHECKING:
-    from cortex_dask.apis import DeployedApi
-    from cortex_dask.project import Archive
+    from cortex_dask.deployments import DeployedApi
+    from cortex_dask.project.archive import Archive
 
 __all__ = ["api_summary", "api_table", "delete", "deploy", "masked"]
 
@@ -33,7 +33,7 @@ def deploy(file: str, dry_run: bool, yes: bool, env: str | None, shown_as: str) 
     to a deployed API by its name, from any machine that reaches the environment's store.
     """
     from cortex_dask.client import Client
-    from cortex_dask.target import find_apis, from_spec
+    from cortex_dask.spec.target import find_apis, from_spec
 
     client = Client(env)
     path, apis = find_apis(file)
@@ -129,7 +129,8 @@ def api_table(apis: Sequence[DeployedApi], jobs: Sequence[dict[str, Any]]) -> st
     jobs : sequence of dict
         The status documents of all jobs.
     """
-    from cortex_dask.progress import FINAL_STATUSES, moment
+    from cortex_dask.formatting import moment
+    from cortex_dask.io.job.status import FINAL_STATUSES
 
     rows = [["API", "VERSION", "UPDATED", "JOBS", "RUNNING"]]
     for api in apis:
@@ -144,7 +145,7 @@ def api_table(apis: Sequence[DeployedApi], jobs: Sequence[dict[str, Any]]) -> st
 
 def api_summary(document: dict[str, Any], *, verbose: bool) -> str:
     """Return what is to be known of one deployed API, without its jobs."""
-    from cortex_dask.progress import moment
+    from cortex_dask.formatting import moment
 
     spec = masked(document)["spec"]
     versions = document["api_versions"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cortex_dask.cli import options
-from cortex_dask.cli.show import json_text, warning
+from cortex_dask.cli.output import json_text, warning
 
 if TYPE_CHECKING:
     from cortex_dask.clusters.inventory import RunningCluster
@@ -68,7 +68,7 @@ def gc(dry_run: bool, env: str | None, shown_as: str) -> None:
 
 
 def _table(found: Sequence[RunningCluster]) -> str:
-    from cortex_dask.progress import duration
+    from cortex_dask.formatting import duration
 
     rows = [("CLUSTER", "BACKEND", "WHERE", "API", "JOB", "STATUS", "AGE")]
     for cluster in found:

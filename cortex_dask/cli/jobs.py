@@ -10,8 +10,8 @@ import click
 
 from cortex_dask.cli import options
 from cortex_dask.cli.apis import api_summary, api_table, masked
-from cortex_dask.cli.exits import FAILED, interruptible
-from cortex_dask.cli.show import finish, job_table, json_text, progress_display
+from cortex_dask.cli.exit_codes import FAILED, interruptible
+from cortex_dask.cli.output import finish, job_table, json_text, progress_display
 
 if TYPE_CHECKING:
     from cortex_dask.client import Client
@@ -141,7 +141,7 @@ def logs(
     import orjson
 
     from cortex_dask.client import Client
-    from cortex_dask.job_logs import to_text
+    from cortex_dask.io.job.logs import to_text
 
     job = Client(env).get_job(api, job_id)
     wanted = {"level": level, "batch": batch, "worker": worker, "since": since}

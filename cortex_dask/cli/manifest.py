@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cortex_dask.cli.show import warning
+from cortex_dask.cli.output import warning
 from cortex_dask.cli.submit import submission, submit
 
 __all__ = ["manifest"]
@@ -56,9 +56,9 @@ def _manifest(
 def _text(job_url: str, settings: Any, *, runner_only: bool, created: bool) -> str:
     import yaml
 
-    from cortex_dask.clusters.kubernetes_check import check_paths
-    from cortex_dask.clusters.kubernetes_options import KubernetesOptions
-    from cortex_dask.clusters.manifests import dask_cluster, runner_job
+    from cortex_dask.clusters.kubernetes.manifests import dask_cluster, runner_job
+    from cortex_dask.clusters.kubernetes.options import KubernetesOptions
+    from cortex_dask.clusters.kubernetes.preflight import check_paths
 
     options = KubernetesOptions.of(settings)
     cluster = dask_cluster(job_url, settings, options)

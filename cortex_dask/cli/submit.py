@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cortex_dask.cli import options
-from cortex_dask.cli.exits import interruptible
-from cortex_dask.cli.show import finish, json_text, progress_display, warning
+from cortex_dask.cli.exit_codes import interruptible
+from cortex_dask.cli.output import finish, json_text, progress_display, warning
 
 if TYPE_CHECKING:
-    from cortex_dask.spec import ResolvedJob
+    from cortex_dask.spec.resolution import ResolvedJob
 
 __all__ = ["submission", "submit"]
 
@@ -157,7 +157,7 @@ def submission(
 
 
 def _look(resolved: ResolvedJob, count: int | None, shown_as: str) -> None:
-    from cortex_dask import sample
+    from cortex_dask import preview
 
-    report = sample.dry_run(resolved) if count is None else sample.run_sample(resolved, count)
+    report = preview.dry_run(resolved) if count is None else preview.run_sample(resolved, count)
     click.echo(json_text(report.to_json()) if shown_as == "json" else report.to_text())

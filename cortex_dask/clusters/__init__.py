@@ -1,4 +1,4 @@
-"""Where the slots are: one small class per backend behind one seam, :class:`~cortex_dask.clusters.base.Cluster`."""
+"""Where the slots are: one small class per backend behind one seam, :class:`~cortex_dask.runtime.cluster.Cluster`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cortex_dask.errors import SpecError
 
 if TYPE_CHECKING:
-    from cortex_dask.clusters.base import Cluster
+    from cortex_dask.runtime.cluster import Cluster
 
 __all__ = ["make_cluster"]
 
@@ -43,11 +43,11 @@ def make_cluster(name: str | Cluster) -> Cluster:
 
         return Inline()
     if name == "gateway":
-        from cortex_dask.clusters.gateway import Gateway
+        from cortex_dask.clusters.gateway.cluster import Gateway
 
         return Gateway()
     if name == "kubernetes":
-        from cortex_dask.clusters.kubernetes import Kubernetes
+        from cortex_dask.clusters.kubernetes.cluster import Kubernetes
 
         return Kubernetes()
     if name.startswith(_ADDRESSES):

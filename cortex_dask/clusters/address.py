@@ -6,11 +6,11 @@ import contextlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from cortex_dask.clusters.client import DaskCluster
-from cortex_dask.clusters.dialling import dial
+from cortex_dask.clusters.connection import dial
+from cortex_dask.clusters.dask import DaskCluster
 from cortex_dask.errors import ClusterError, SpecError
-from cortex_dask.io.settings import JobSettings
-from cortex_dask.wording import shown
+from cortex_dask.formatting import shown
+from cortex_dask.io.job.settings import JobSettings
 
 if TYPE_CHECKING:
     from distributed import Client, Security
@@ -119,7 +119,7 @@ class Address(DaskCluster):
         ClusterError
             If the scheduler does not answer, versions do not fit, or its host cannot read the job directory.
         """
-        from cortex_dask.clusters.beside import send_off
+        from cortex_dask.clusters.detached.scheduler import send_off
 
         if self._address.startswith("inproc://"):
             raise SpecError("cluster: a scheduler within a process ends with it; a detached job needs one that stays")

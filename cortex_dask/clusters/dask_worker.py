@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from cortex_dask.clusters.mailbox import letter
-from cortex_dask.io.records import Outcome, SplitTask
+from cortex_dask.io.job.records import Outcome, SplitTask
 
 __all__ = ["abandon_split", "close_job", "run_completion", "run_split", "stop_job", "topic"]
 
@@ -22,7 +22,7 @@ def run_split(data: bytes, needed: dict[str, str | None]) -> bytes:
     task = SplitTask.from_json(orjson.loads(data))
     if needed and (misfit := versions.unfit(needed)) is not None:
         return orjson.dumps(Outcome("worker error", task.split.number, message=misfit))
-    from cortex_dask.runtime.supervisor import run_split as supervise
+    from cortex_dask.runtime.worker.supervisor import run_split as supervise
 
     worker = get_worker()
     there = topic(task.job_url)
@@ -38,7 +38,7 @@ def run_completion(job_url: str) -> dict[str, Any]:
     """Run ``on_job_complete`` on a Dask worker."""
     from distributed import get_worker
 
-    from cortex_dask.runtime.supervisor import run_completion as supervise
+    from cortex_dask.runtime.worker.supervisor import run_completion as supervise
 
     worker = get_worker()
     there = topic(job_url)
@@ -47,21 +47,21 @@ def run_completion(job_url: str) -> dict[str, Any]:
 
 def stop_job(job_url: str, reason: str) -> None:
     """End the job's splits that run on this worker."""
-    from cortex_dask.runtime import slots
+    from cortex_dask.runtime.worker import slots
 
     slots.stop_job(job_url, reason)
 
 
 def abandon_split(job_url: str, split: int) -> None:
     """End the attempts at a split that run on this worker."""
-    from cortex_dask.runtime import slots
+    from cortex_dask.runtime.worker import slots
 
     slots.abandon_split(job_url, split)
 
 
 async def close_job(job_url: str) -> None:
     """End the job's handler processes on this worker."""
-    from cortex_dask.runtime import slots
+    from cortex_dask.runtime.worker import slots
 
     # It waits for handler processes, and must not do so on the event loop: other jobs are on the worker as well.
     await asyncio.to_thread(slots.close_job, job_url)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cortex_dask.clusters.base import Cluster, Done, Report
 from cortex_dask.errors import SpecError
-from cortex_dask.io.records import Outcome, SplitTask
-from cortex_dask.io.settings import JobSettings
+from cortex_dask.io.job.records import Outcome, SplitTask
+from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.runtime.cluster import Cluster, Done, Report
 
 __all__ = ["Inline"]
 
@@ -33,7 +33,7 @@ class Inline(Cluster):
 
     def submit(self, task: SplitTask, done: Done) -> None:
         """Run the split now."""
-        from cortex_dask.runtime import inline
+        from cortex_dask.runtime.handler_process import inline
 
         done(inline.run_split(task, self._report))
 
@@ -43,7 +43,7 @@ class Inline(Cluster):
 
     def complete(self) -> Outcome:
         """Run ``on_job_complete`` on the job's only handler."""
-        from cortex_dask.runtime import inline
+        from cortex_dask.runtime.handler_process import inline
 
         return inline.run_completion(self._job_url)
 
@@ -52,6 +52,6 @@ class Inline(Cluster):
 
     def close(self) -> None:
         """Forget the job's handler."""
-        from cortex_dask.runtime import inline
+        from cortex_dask.runtime.handler_process import inline
 
         inline.close_job(self._job_url)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from cortex_dask.clusters import records
 from cortex_dask.errors import ClusterError, JobNotFoundError, SpecError
-from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.io.store import Store
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.store.store import Store
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -114,7 +114,8 @@ def _with_job(cluster: RunningCluster, noted: Sequence[records.ClusterRecord], s
         settings = job.settings()
     except JobNotFoundError:
         return replace(cluster, job_url=url, created_time=created, is_needed=False)
-    from cortex_dask.runtime.status import FINAL_STATUSES, running_elsewhere
+    from cortex_dask.io.job.status import FINAL_STATUSES
+    from cortex_dask.runtime.coordinator.heartbeat import running_elsewhere
 
     document = job.read_json("status.json") or {}
     status = document.get("status", "enqueuing")

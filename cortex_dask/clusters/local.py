@@ -10,10 +10,10 @@ import queue
 import threading
 import time
 
-from cortex_dask.clusters.base import Cluster, Done, Report
-from cortex_dask.io.records import Outcome, SplitTask
-from cortex_dask.io.settings import JobSettings
-from cortex_dask.runtime import devices, slots, spares
+from cortex_dask.io.job.records import Outcome, SplitTask
+from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.runtime.cluster import Cluster, Done, Report
+from cortex_dask.runtime.worker import devices, slots, spares
 
 __all__ = ["LocalThreads"]
 
@@ -61,7 +61,7 @@ class LocalThreads(Cluster):
         self._tasks.put((task, done))
 
     def _work(self) -> None:
-        from cortex_dask.runtime.supervisor import run_split
+        from cortex_dask.runtime.worker.supervisor import run_split
 
         while (item := self._tasks.get()) is not None:
             task, done = item
@@ -81,7 +81,7 @@ class LocalThreads(Cluster):
 
     def complete(self) -> Outcome:
         """Run ``on_job_complete`` on one handler."""
-        from cortex_dask.runtime.supervisor import run_completion
+        from cortex_dask.runtime.worker.supervisor import run_completion
 
         return run_completion(self._job_url, self._report)
 
@@ -90,11 +90,11 @@ class LocalThreads(Cluster):
 
         From a handler process it is started as the handler's worker would start it, with nothing of the handler's.
         """
-        from cortex_dask import detached
-        from cortex_dask.runtime import surroundings
+        from cortex_dask.clusters.detached import process
+        from cortex_dask.runtime import job_context
 
-        here = surroundings.current()
-        detached.start(
+        here = job_context.current()
+        process.start(
             job_url,
             cluster=self.name,
             retry=retry,

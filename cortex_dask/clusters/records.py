@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, fields
 
 import orjson
 
-from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.io.store import Store
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.store.store import Store
 
 __all__ = ["ClusterRecord", "all_records", "drop", "find", "keep"]
 

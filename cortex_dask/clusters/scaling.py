@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from cortex_dask.io.settings import JobSettings
+from cortex_dask.io.job.settings import JobSettings
 
 __all__ = ["Scaling", "first_workers", "workers_for"]
 

@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cortex_dask import __version__
 from cortex_dask.errors import ClusterError, CortexDaskError
-from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.io.settings import JobSettings
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.settings import JobSettings
 
 if TYPE_CHECKING:
     from distributed import Client

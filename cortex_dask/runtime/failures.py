@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from cortex_dask.errors import StorageError
-from cortex_dask.io.records import BatchFailure, Cause
-from cortex_dask.io.splits import BATCH_NAMESPACE, Split, batch_id
+from cortex_dask.io.job.records import BatchFailure, Cause
+from cortex_dask.io.job.splits import BATCH_NAMESPACE, Split, batch_id
 
 if TYPE_CHECKING:
     from tempfile import SpooledTemporaryFile
 
-    from cortex_dask.io.reading import BadLine, Batch
-    from cortex_dask.io.store import Store
+    from cortex_dask.io.batch import BadLine, Batch
+    from cortex_dask.io.store.store import Store
 
 __all__ = ["FailureFile", "Verdict", "one_line", "shorten"]
 
@@ -66,7 +66,7 @@ class FailureFile:
 
     def add(self, batch: Batch, verdict: Verdict) -> None:
         """Add a batch with its rows."""
-        from cortex_dask.io.payload import to_records
+        from cortex_dask.io.rows.payload import to_records
 
         try:
             payload: Any = to_records(batch.data)

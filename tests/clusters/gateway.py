@@ -11,7 +11,7 @@ import pytest
 from tests.clusters.backend import Backend, kill
 from tests.clusters.jobs import Call, ClusterJob
 from tests.faults.jobs import until
-from tests.gateway_server import GatewayServer, missing
+from tests.support.gateway_server import GatewayServer, missing
 
 __all__ = ["GatewayBackend"]
 

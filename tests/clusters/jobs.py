@@ -16,9 +16,9 @@ from typing import Any
 import orjson
 import yaml
 
-from cortex_dask.io.job_directory import JobDirectory, jobs_prefix
-from cortex_dask.io.store import Store
-from cortex_dask.progress import FINAL_STATUSES
+from cortex_dask.io.job.directory import JobDirectory, jobs_prefix
+from cortex_dask.io.job.status import FINAL_STATUSES
+from cortex_dask.io.store.store import Store
 from tests.clusters.backend import Backend, kill
 from tests.faults.checks import Result, exactly_once
 from tests.faults.jobs import ROOT, FaultJob, lives, make_input, until

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cortex_dask.clusters.manifests import cluster_name
+from cortex_dask.clusters.kubernetes.manifests import cluster_name
 from cortex_dask.errors import JobNotFoundError
 from tests.clusters.backend import Backend
 from tests.clusters.jobs import Call, ClusterJob

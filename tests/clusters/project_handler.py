@@ -11,7 +11,7 @@ import uuid
 import orjson
 import pyarrow as pa
 
-from cortex_dask.io.store import Store
+from cortex_dask.io.store.store import Store
 
 
 class Handler:

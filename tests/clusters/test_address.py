@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from cortex_dask.clusters.address import Address
-from cortex_dask.clusters.base import WorkerLost
 from cortex_dask.errors import ClusterError, SpecError
-from cortex_dask.io.records import SplitTask
-from cortex_dask.io.splits import Split
+from cortex_dask.io.job.records import SplitTask
+from cortex_dask.io.job.splits import Split
+from cortex_dask.runtime.cluster import WorkerLost
 from tests.clusters.workers import worker
 from tests.faults.checks import exactly_once
 from tests.faults.jobs import ROOT, FaultJob, make_job, until

@@ -18,8 +18,8 @@ import pytest
 import cortex_dask as cx
 from cortex_dask.errors import InputError, JobFailedError
 from cortex_dask.job import Job
-from cortex_dask.runtime import interpreters
-from tests.packages import write_wheel
+from cortex_dask.runtime.worker import virtual_environment
+from tests.support.packages import write_wheel
 
 SECRET = "s3cr3t-of-the-dotenv-file"
 
@@ -341,8 +341,8 @@ def test_script_then_requirements_which_may_name_the_project(
     home: Path, wheels: Path, tool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if tool == "pip":
-        monkeypatch.setattr(interpreters, "_uv", lambda variables: None)
-    elif interpreters._uv(os.environ) is None:
+        monkeypatch.setattr(virtual_environment, "_uv", lambda variables: None)
+    elif virtual_environment._uv(os.environ) is None:
         pytest.skip("uv is not installed")
     setup = f"name='my-package', description='for {tool}', version='1', py_modules=['my_package']"
     folder = dependent(

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 import cortex_dask as cx
 from cortex_dask.cli import main
-from cortex_dask.io.splits import batch_id
+from cortex_dask.io.job.splits import batch_id
 from cortex_dask.job import Job
 
 #: Everything is told by the job's config, so that one project serves all tests.

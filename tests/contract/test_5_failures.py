@@ -19,12 +19,12 @@ from click.testing import CliRunner
 
 import cortex_dask as cx
 from cortex_dask.cli import main
-from cortex_dask.dead_letters import dead_letters
+from cortex_dask.io.job.failures import dead_letters
 from cortex_dask.job import Job
-from cortex_dask.runtime.coordinator import run_job
+from cortex_dask.runtime.coordinator.coordinator import run_job
 from tests.faults.jobs import make_job
 from tests.faults.processes import Coordinator, Moment
-from tests.sqs import Queue
+from tests.support.sqs import Queue
 
 BATCHES, SIZE = 6, 10
 

@@ -15,8 +15,8 @@ import pytest
 
 import cortex_dask as cx
 from cortex_dask.job import Job
-from cortex_dask.runtime.exposition import PREFIX, Exposition
 from cortex_dask.runtime.metrics import MetricsClient
+from cortex_dask.runtime.worker.prometheus import PREFIX, Exposition
 
 BATCHES, SIZE = 8, 10
 

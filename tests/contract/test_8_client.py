@@ -411,7 +411,7 @@ class Plain:
 
 
 def test_a_class_with_requirements_of_its_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.packages import write_wheel
+    from tests.support.packages import write_wheel
 
     monkeypatch.setenv("DASK_CORTEX_DASK__CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)

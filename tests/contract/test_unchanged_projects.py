@@ -26,7 +26,7 @@ import cortex_dask as cx
 from cortex_dask.cli import main
 from tests.contract.test_5_failures import check_document
 from tests.examples.libraries import interpreter
-from tests.tf_serving import Served, ServingServer, tensor
+from tests.support.tf_serving import Served, ServingServer, tensor
 
 HANDLER = """\
 import json

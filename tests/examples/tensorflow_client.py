@@ -16,11 +16,11 @@ import pytest
 import tensorflow as tf
 
 from cortex_dask.errors import InputError
-from cortex_dask.io.settings import HandlerSettings, JobSettings
-from cortex_dask.io.splits import DatasetInput
-from cortex_dask.runtime.launching import slot_environment
-from cortex_dask.runtime.models import Models
-from cortex_dask.runtime.tensorflow import TensorFlowClient, connect
+from cortex_dask.io.job.settings import HandlerSettings, JobSettings
+from cortex_dask.io.job.splits import DatasetInput
+from cortex_dask.runtime.worker.launch import slot_environment
+from cortex_dask.tensorflow.client import TensorFlowClient, connect
+from cortex_dask.tensorflow.models import Models
 
 
 class Scale(tf.Module):

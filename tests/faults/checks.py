@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
-from cortex_dask.dead_letters import to_frame
-from cortex_dask.io.records import CAUSES, SplitRecord
-from cortex_dask.io.splits import Split, batch_id
-from cortex_dask.io.store import Store
+from cortex_dask.io.job.failures import to_frame
+from cortex_dask.io.job.records import CAUSES, SplitRecord
+from cortex_dask.io.job.splits import Split, batch_id
+from cortex_dask.io.store.store import Store
 from tests.faults.handlers import answer
 from tests.faults.jobs import GROUP, FaultJob
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cortex_dask.runtime import coordinator
+from cortex_dask.runtime.coordinator import coordinator
 from tests.faults.checks import committed_only, exactly_once
 from tests.faults.jobs import make_job
 

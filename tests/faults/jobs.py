@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cortex_dask.errors import CortexDaskError
-from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.io.settings import (
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.settings import (
     ClusterSettings,
     ComputeSettings,
     HandlerSettings,
@@ -28,8 +28,8 @@ from cortex_dask.io.settings import (
     LimitSettings,
     OutputSettings,
 )
-from cortex_dask.io.splits import DatasetInput
-from cortex_dask.io.store import Store
+from cortex_dask.io.job.splits import DatasetInput
+from cortex_dask.io.store.store import Store
 from cortex_dask.job import Job
 from tests.faults.handlers import FaultyHandler
 
@@ -113,7 +113,7 @@ class FaultJob:
 
     def run(self, **how: Any) -> dict[str, Any]:
         """Run the job in this process, or go on with it."""
-        from cortex_dask.runtime.coordinator import run_job
+        from cortex_dask.runtime.coordinator.coordinator import run_job
 
         return run_job(self.url, **{"cluster": self.cluster, **how})
 
@@ -126,7 +126,7 @@ class FaultJob:
 
     def retry(self, **how: Any) -> dict[str, Any]:
         """Handle the dead letters again, in this process."""
-        from cortex_dask.runtime.coordinator import retry_failed
+        from cortex_dask.runtime.coordinator.coordinator import retry_failed
 
         return retry_failed(self.url, **{"cluster": self.cluster, **how})
 

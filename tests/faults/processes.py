@@ -25,7 +25,7 @@ from tests.faults.jobs import FaultJob, until
 __all__ = ["Child", "Coordinator", "DaskHost", "Moment", "dask_host"]
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["distributed", "cortex_dask.runtime.coordinator", "tests.faults.preload"])
+_context.set_forkserver_preload(["distributed", "cortex_dask.runtime.coordinator.coordinator", "tests.faults.preload"])
 
 #: The requests of a store that change something.
 CHANGES = ("write", "create", "publish", "delete", "delete_tree")
@@ -122,7 +122,7 @@ class Coordinator(Child):
     patience : float, optional
         Seconds that it tries to reach a scheduler that does not answer; None: as long as it does usually.
     **how
-        For :func:`~cortex_dask.runtime.coordinator.run_job`.
+        For :func:`~cortex_dask.runtime.coordinator.coordinator.run_job`.
     """
 
     _numbers = iter(range(1_000_000))
@@ -154,11 +154,11 @@ def _run(environment: dict[str, str], log: str, function: Callable[..., None], a
 
 
 def _coordinate(job_url: str, moment: Moment | None, retry: bool, patience: float | None, how: dict[str, Any]) -> None:
-    from cortex_dask.clusters import address, client
-    from cortex_dask.runtime.coordinator import retry_failed, run_job
+    from cortex_dask.clusters import address, dask
+    from cortex_dask.runtime.coordinator.coordinator import retry_failed, run_job
 
     if patience is not None:
-        address._CONNECT_SECONDS = address._CLIENT_SECONDS = client._RECONNECT_SECONDS = patience
+        address._CONNECT_SECONDS = address._CLIENT_SECONDS = dask._RECONNECT_SECONDS = patience
     if moment is not None:
         _arm(moment)
     document = (retry_failed if retry else run_job)(job_url, **how)
@@ -167,7 +167,8 @@ def _coordinate(job_url: str, moment: Moment | None, retry: bool, patience: floa
 
 def _arm(moment: Moment) -> None:
     """Have the signal sent to this process when the moment comes."""
-    from cortex_dask.io.store import StagedFile, Store
+    from cortex_dask.io.store.staged_file import StagedFile
+    from cortex_dask.io.store.store import Store
 
     lock = threading.Lock()
     seen = 0

@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cortex_dask.io.ledger import Ledger
-from cortex_dask.io.settings import LimitSettings
-from cortex_dask.io.store import Store
+from cortex_dask.io.job.ledger import Ledger
+from cortex_dask.io.job.settings import LimitSettings
+from cortex_dask.io.store.store import Store
 from tests.faults.checks import exactly_once, output_ids, visible
 from tests.faults.conftest import on_stores
 from tests.faults.jobs import ROOT, FaultJob, make_job, until

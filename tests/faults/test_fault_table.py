@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cortex_dask.io.settings import LimitSettings
-from cortex_dask.io.store import Store
+from cortex_dask.io.job.settings import LimitSettings
+from cortex_dask.io.store.store import Store
 from tests.faults.checks import exactly_once
 from tests.faults.jobs import BATCH, FaultJob, until
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cortex_dask.io.settings import LimitSettings
-from cortex_dask.io.splits import batch_id
-from cortex_dask.io.store import Store
+from cortex_dask.io.job.settings import LimitSettings
+from cortex_dask.io.job.splits import batch_id
+from cortex_dask.io.store.store import Store
 from tests.faults.checks import Result, exactly_once
 from tests.faults.conftest import on_stores
 from tests.faults.jobs import FaultJob, make_input, make_job, until

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from cortex_dask.errors import StorageError
-from cortex_dask.io import store
-from cortex_dask.runtime import coordinator
+from cortex_dask.io.store import store
+from cortex_dask.runtime.coordinator import coordinator
 from tests.faults.checks import committed_only, exactly_once
 from tests.faults.jobs import ROOT, FaultJob, make_job
-from tests.faulty_s3 import FaultyS3
+from tests.support.faulty_s3 import FaultyS3
 
 #: Every request fails once in some job of the sweep: the job with the offset r has the requests r, r + STRIDE … fail,
 #: in one of these ways after the other.

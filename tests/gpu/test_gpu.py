@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from cortex_dask.runtime import slots, supervisor
-from cortex_dask.runtime.devices import find_gpus
+from cortex_dask.runtime.worker import slots, supervisor
+from cortex_dask.runtime.worker.devices import find_gpus
 from tests.gpu.conftest import Gpu
-from tests.jobs import TestJob, make_job
+from tests.support.jobs import TestJob, make_job
 
 Make = Callable[..., TestJob]
 

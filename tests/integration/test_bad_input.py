@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 import cortex_dask as cx
 from cortex_dask.cli import main
-from cortex_dask.io.store import Store
+from cortex_dask.io.store.store import Store
 from tests.conftest import follow_environment
 
 CORTEX_YAML = """\

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster
 
-from cortex_dask.clusters import client
+from cortex_dask.clusters import dask
 from cortex_dask.clusters.address import Address
-from cortex_dask.io.records import Outcome, SplitTask
+from cortex_dask.io.job.records import Outcome, SplitTask
 from tests.faults.processes import dask_host
-from tests.jobs import TestJob, make_job
+from tests.support.jobs import TestJob, make_job
 
 SAME = """
 class Handler:
@@ -113,7 +113,7 @@ def test_closing_a_job_does_not_hold_up_others_on_its_workers(
 
 
 def test_a_worker_that_hangs_does_not_hold_up_the_end_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_CLOSE_SECONDS", 1.0)
+    monkeypatch.setattr(dask, "_CLOSE_SECONDS", 1.0)
     job = make_job(tmp_path, SAME)
     with dask_host(tmp_path / "dask", workers=1) as host:
         cluster = Address(host.address)

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import cortex_dask as cx
-from cortex_dask.clusters import gateway
-from cortex_dask.clusters.gateway_api import GatewayApi
+from cortex_dask.clusters.gateway import cluster
+from cortex_dask.clusters.gateway.server import GatewayApi
 from cortex_dask.errors import ClusterError, JobTimedOutError, SpecError
 from tests.faults.jobs import until
-from tests.gateway_server import GatewayServer
+from tests.support.gateway_server import GatewayServer
 
 Submit = Callable[..., Any]
 
@@ -128,7 +128,7 @@ def test_the_package_is_missing(submit: Submit, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_proxy_is_elsewhere(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "_PROXY_SECONDS", 1.0)
+    monkeypatch.setattr(cluster, "_PROXY_SECONDS", 1.0)
     with (
         dask.config.set({"gateway.proxy-address": "gateway://127.0.0.1:9"}),
         pytest.raises(ClusterError, match=r"proxy at gateway://127\.0\.0\.1:9 does not lead .* gateway.proxy-addr"),

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from cortex_dask.clusters import records
-from cortex_dask.clusters.gateway_api import GatewayApi
+from cortex_dask.clusters.gateway.server import GatewayApi
 from tests.clusters.gateway import GatewayBackend
 from tests.clusters.jobs import Call, ClusterJob, Submission, make_job
 from tests.faults.jobs import until
-from tests.gateway_server import GatewayServer
+from tests.support.gateway_server import GatewayServer
 
 NewJob = Callable[..., ClusterJob]
 
@@ -229,7 +229,7 @@ def test_more_workers_than_the_site_allows(new_job: NewJob, gateway_server: Gate
 def test_idle_workers_go_and_busy_ones_stay(gateway_server: GatewayServer, tmp_path: Path) -> None:
     from distributed import Client
 
-    from cortex_dask.clusters import gateway_scheduler
+    from cortex_dask.clusters.gateway import scheduler
 
     def wait_for(mark: str, worker: str) -> tuple[str, int]:
         """Wait for a file; returns the worker, and how often it was waited for there."""
@@ -251,15 +251,15 @@ def test_idle_workers_go_and_busy_ones_stay(gateway_server: GatewayServer, tmp_p
         report = api.report(name)
         assert report is not None
         with Client(report.scheduler_address, security=report.security, set_as_default=False) as client:
-            client.run_on_scheduler(gateway_scheduler.attend, client.id, 60, {})
-            client.run_on_scheduler(gateway_scheduler.resize, 3)
+            client.run_on_scheduler(scheduler.attend, client.id, 60, {})
+            client.run_on_scheduler(scheduler.resize, 3)
             client.wait_for_workers(3, timeout=60)
             mark = tmp_path / "go on"
             busy = sorted(client.nthreads())[:2]
             tasks = [client.submit(wait_for, str(mark), worker, workers=[worker], pure=False) for worker in busy]
             until(lambda: sum(map(len, client.processing().values())) == 2, "the tasks to run", 30)
 
-            client.run_on_scheduler(gateway_scheduler.resize, 1)
+            client.run_on_scheduler(scheduler.resize, 1)
 
             until(lambda: sorted(client.nthreads()) == busy, "the idle worker to go", 30)
             mark.touch()

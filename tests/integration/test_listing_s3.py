@@ -9,8 +9,8 @@ import fsspec
 import pytest
 
 from cortex_dask.errors import DatasetError
-from cortex_dask.io.listing import list_files
-from tests.faulty_s3 import FaultyS3
+from cortex_dask.io.input.files import list_files
+from tests.support.faulty_s3 import FaultyS3
 
 pytestmark = pytest.mark.s3
 
@@ -37,7 +37,7 @@ PATTERNS = ["in/*", "in/?.json", "in/[!a]*.json", "in/day=*", "in/day=*/x.json",
 def bucket(faulty_s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> str:
     fs: Any = fsspec.filesystem("s3")
     fs.pipe({f"{faulty_s3.bucket}/{key}": key.encode() for key in KEYS})
-    monkeypatch.setattr("cortex_dask.io.s3_keys._PAGE", 2)
+    monkeypatch.setattr("cortex_dask.io.store.listing._PAGE", 2)
     faulty_s3.heal()
     return faulty_s3.bucket
 
@@ -51,7 +51,7 @@ def test_a_pattern_names_what_glob_finds(bucket: str, pattern: str, monkeypatch:
     ours = list_files([f"{bucket}/{pattern}"])
     assert ours == sorted(ours, key=lambda file: file.path)
     assert all(file.size == len(file.path.removeprefix(f"{bucket}/").encode()) for file in ours)
-    monkeypatch.setattr("cortex_dask.io.listing.is_s3", lambda fs, url: False)
+    monkeypatch.setattr("cortex_dask.io.input.files.is_s3", lambda fs, url: False)
     assert ours == list_files([f"{bucket}/{pattern}"])  # by glob and find of s3fs
     assert len(ours) > 1 or pattern == "in/*/*/z.json"
 
@@ -60,7 +60,7 @@ def test_a_folder_is_what_find_finds(bucket: str, monkeypatch: pytest.MonkeyPatc
     ours = list_files([f"{bucket}/in"])
     assert len(ours) == 10
     assert [file.keys for file in ours if "day=2" in file.path] == [(("day", "2"),)]
-    monkeypatch.setattr("cortex_dask.io.listing.is_s3", lambda fs, url: False)
+    monkeypatch.setattr("cortex_dask.io.input.files.is_s3", lambda fs, url: False)
     assert ours == list_files([f"{bucket}/in/"])
 
 

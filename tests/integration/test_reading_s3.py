@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cortex_dask.errors import DatasetError, StorageError
-from cortex_dask.io import footers, small_files
-from cortex_dask.io.planning import plan
-from cortex_dask.io.reading import BadLine, Batch, UnreadableInput, read_split
-from cortex_dask.io.splits import DatasetInput, Plan
-from tests.faulty_s3 import FaultyS3
+from cortex_dask.io.batch import BadLine, Batch
+from cortex_dask.io.input import prefetch
+from cortex_dask.io.job.splits import DatasetInput, Plan
+from cortex_dask.io.parquet import footer
+from cortex_dask.io.planning.plan import plan
+from cortex_dask.io.reading import read_split
+from cortex_dask.io.store.source import UnreadableInput
+from tests.support.faulty_s3 import FaultyS3
 
 pytestmark = pytest.mark.s3
 
@@ -66,7 +69,7 @@ def test_a_footer_larger_than_the_first_request(bucket: Any, tmp_path: Path, mon
     pq.write_table(pa.table({f"column {n}": [1, 2, 3] for n in range(200)}), tmp_path / "x.parquet")
     fs.put(str(tmp_path / "x.parquet"), f"{url}/x.parquet")
     expected = plan(DatasetInput((f"{url}/x.parquet",)), workers=1)
-    monkeypatch.setattr(footers, "_TAIL", 100)
+    monkeypatch.setattr(footer, "_TAIL", 100)
     assert plan(DatasetInput((f"{url}/x.parquet",)), workers=1) == expected
     assert len(read(expected)[0]) == 3
     fs.pipe(f"{url}/x.parquet", (tmp_path / "x.parquet").read_bytes()[:-4])
@@ -151,7 +154,7 @@ def test_requests_are_few_and_survive_a_store_that_stumbles(
         ("GET", "after", "drop", 0),
         ("HEAD", "before", "503", 0),
     ):
-        monkeypatch.setattr(small_files, "_SMALL", small)
+        monkeypatch.setattr(prefetch, "_SMALL", small)
         faulty_s3.heal()
         faulty_s3.fail(2, when=when, how=how, match=match)  # type: ignore[arg-type]
         assert [row["n"] for row in read(made)[0]] == list(range(5000))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cortex_dask.io.ledger import Ledger
-from cortex_dask.io.store import Store
+from cortex_dask.io.job.ledger import Ledger
+from cortex_dask.io.store.store import Store
 
 SCALE = Path(__file__).parents[2] / "benchmarks" / "scale.py"
 

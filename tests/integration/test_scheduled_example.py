@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.spec import load_apis
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.spec.api import load_apis
 from tests.faults.jobs import ROOT, until
-from tests.gateway_server import GatewayServer
+from tests.support.gateway_server import GatewayServer
 
 EXAMPLE = Path(ROOT, "examples", "scheduled")
 DAY = "2026-11-22"

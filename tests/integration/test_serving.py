@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cortex_dask.errors import InputError
-from cortex_dask.runtime import serving
-from cortex_dask.runtime.models import Models
-from cortex_dask.runtime.serving import ServingClient, ServingError
-from tests.tf_serving import Fault, Served, ServingServer, tensor
+from cortex_dask.tensorflow import serving
+from cortex_dask.tensorflow.models import Models
+from cortex_dask.tensorflow.serving import ServingClient, ServingError
+from tests.support.tf_serving import Fault, Served, ServingServer, tensor
 
 
 def scale(factor: float) -> Served:

@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cortex_dask.errors import DatasetError
-from cortex_dask.io.line_counts import count_files
-from cortex_dask.io.listing import list_files
-from cortex_dask.io.planning import plan
-from cortex_dask.io.reading import Batch, UnreadableInput, read_split
-from cortex_dask.io.splits import DatasetInput, Plan, Split
-from tests.faulty_s3 import FaultyS3
+from cortex_dask.io.batch import Batch
+from cortex_dask.io.input.files import list_files
+from cortex_dask.io.job.splits import DatasetInput, Plan, Split
+from cortex_dask.io.planning.line_counts import count_files
+from cortex_dask.io.planning.plan import plan
+from cortex_dask.io.reading import read_split
+from cortex_dask.io.store.source import UnreadableInput
+from tests.support.faulty_s3 import FaultyS3
 
 pytestmark = pytest.mark.s3
 
@@ -77,7 +79,7 @@ def test_a_plan_takes_one_request_a_file_and_one_a_page(
     faulty_s3: FaultyS3, put: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = put("in", {f"{number:03d}.parquet": parquet(number) for number in range(FILES)})
-    monkeypatch.setattr("cortex_dask.io.s3_keys._PAGE", 7)
+    monkeypatch.setattr("cortex_dask.io.store.listing._PAGE", 7)
     made = plan(DatasetInput((url,), batch_size=100), workers=2)
     assert (made.header.files, made.header.rows) == (FILES, 10 * FILES)
     pages = -(-FILES // 7)
@@ -143,7 +145,7 @@ def test_a_small_file_that_changed_is_refused(faulty_s3: FaultyS3, put: Any, mad
 def test_lines_of_small_files_are_counted_with_one_request_each(
     faulty_s3: FaultyS3, put: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cortex_dask.io.small_files._SMALL", 2000)
+    monkeypatch.setattr("cortex_dask.io.input.prefetch._SMALL", 2000)
     files = {f"{number:03d}.jsonl": lines(number, rows=number) for number in range(FILES)}
     files |= {"005.jsonl": b"", "011.jsonl": lines(11, rows=500), "017.jsonl.gz": gzip.compress(lines(0, rows=17))}
     listed = list_files([put("in", files)])
@@ -190,7 +192,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 def test_planning_ends_when_it_is_told_to(faulty_s3: FaultyS3, put: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     url = put("in", {f"{number:03d}.parquet": parquet(number) for number in range(FILES)})
-    monkeypatch.setattr("cortex_dask.io.footers._FILES_PER_GROUP", 4)
+    monkeypatch.setattr("cortex_dask.io.parquet.footer._FILES_PER_GROUP", 4)
 
     def check() -> None:
         raise KeyboardInterrupt

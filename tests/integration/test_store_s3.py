@@ -12,12 +12,13 @@ from typing import Literal
 import pytest
 
 from cortex_dask.errors import StorageError
-from cortex_dask.io import remote_files, store
-from cortex_dask.io.store import Store, explain, is_transient
+from cortex_dask.io.store import remote, store
+from cortex_dask.io.store.errors import explain, is_transient
+from cortex_dask.io.store.store import Store
 from tests.conftest import follow_environment
-from tests.faulty_s3 import FaultyS3
-from tests.s3 import SIGNED
-from tests.store_suite import BLOCK, StoreSuite, killed_while_staging, one_winner
+from tests.support.faulty_s3 import FaultyS3
+from tests.support.s3 import SIGNED
+from tests.support.stores import BLOCK, StoreSuite, killed_while_staging, one_winner
 
 pytestmark = pytest.mark.s3
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.s3
 class TestS3Store(StoreSuite):
     @pytest.fixture
     def store(self, s3: str, monkeypatch: pytest.MonkeyPatch) -> Store:
-        monkeypatch.setattr(remote_files, "_BLOCK", BLOCK)
+        monkeypatch.setattr(remote, "_BLOCK", BLOCK)
         return Store(f"{s3}/deep/store")
 
 
@@ -56,7 +57,7 @@ def test_a_process_killed_while_staging_leaves_nothing_visible(s3: str) -> None:
 
 FORK = """
 import os, sys
-from cortex_dask.io.store import Store
+from cortex_dask.io.store.store import Store
 store = Store(sys.argv[1])
 store.write("parent", b"1")
 child = os.fork()
@@ -81,7 +82,7 @@ def uploads(url: str) -> list[str]:
 
 
 def test_a_discarded_upload_is_aborted(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_files, "_BLOCK", BLOCK)
+    monkeypatch.setattr(remote, "_BLOCK", BLOCK)
     with Store(s3).stage("part") as file:
         file.write(bytes(BLOCK))
         assert uploads(s3) == ["part"]
@@ -89,7 +90,7 @@ def test_a_discarded_upload_is_aborted(s3: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_delete_tree_aborts_what_the_killed_left(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_files, "_BLOCK", BLOCK)
+    monkeypatch.setattr(remote, "_BLOCK", BLOCK)
     files = [Store(s3).stage(name) for name in ("staging/a", "staging-of-others/b")]
     for file in files:
         file.write(bytes(BLOCK))
@@ -196,9 +197,9 @@ def quick_retries(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave retrying to the store alone, and let it wait little."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     follow_environment()
-    monkeypatch.setattr(remote_files, "_S3FS_TRIES", 1)
+    monkeypatch.setattr(remote, "_S3FS_TRIES", 1)
     monkeypatch.setattr(store, "_DELAYS", (0.01,) * 4)
-    monkeypatch.setattr(remote_files, "_BLOCK", BLOCK)
+    monkeypatch.setattr(remote, "_BLOCK", BLOCK)
 
 
 @pytest.mark.usefixtures("quick_retries")

@@ -16,9 +16,9 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from cortex_dask.io.splits import batch_id
-from cortex_dask.runtime import slots, supervisor, watch
-from tests.jobs import TestJob, make_job
+from cortex_dask.io.job.splits import batch_id
+from cortex_dask.runtime.worker import slots, supervisor, watch
+from tests.support.jobs import TestJob, make_job
 
 Make = Callable[..., TestJob]
 
@@ -217,8 +217,8 @@ def test_exceptions_before_a_crash_are_remembered(make: Make) -> None:
 
 def test_a_reader_that_crashes_costs_the_rest_of_the_split_but_not_what_was_read(make: Make) -> None:
     handler = """
-    import cortex_dask.io.parquet as parquet
-    import cortex_dask.runtime.pipeline as pipeline
+    import cortex_dask.io.parquet.reader as parquet
+    import cortex_dask.runtime.handler_process.pipeline as pipeline
     real = pipeline.read_split
     def read_split(split, header, *ahead):
         for item in real(split, header, *ahead):
@@ -271,7 +271,7 @@ def test_a_split_without_progress_is_killed(make: Make) -> None:
 
 def test_a_reader_that_hangs_is_a_stall(make: Make) -> None:
     handler = """
-    import cortex_dask.runtime.pipeline as pipeline
+    import cortex_dask.runtime.handler_process.pipeline as pipeline
     real = pipeline.read_split
     def read_split(split, header, *ahead):
         for item in real(split, header, *ahead):
@@ -682,13 +682,13 @@ def test_the_process_goes_when_its_worker_is_killed(make: Make, tmp_path: Path, 
     place = tmp_path / "pids"
     job = make(SLEEPER.format(place=str(place), action=action))
     code = (
-        "import orjson, sys; from cortex_dask.runtime.supervisor import run_split;"
-        "from cortex_dask.io.records import SplitTask;"
+        "import orjson, sys; from cortex_dask.runtime.worker.supervisor import run_split;"
+        "from cortex_dask.io.job.records import SplitTask;"
         "run_split(SplitTask.from_json(orjson.loads(sys.argv[1])), lambda event: None)"
     )
     import orjson
 
-    from cortex_dask.io.records import SplitTask
+    from cortex_dask.io.job.records import SplitTask
 
     task = orjson.dumps(SplitTask(job.url, job.splits[0], 1, None).to_json()).decode()
     worker = subprocess.Popen([sys.executable, "-c", code, task])
@@ -704,7 +704,7 @@ def test_the_process_goes_when_its_worker_is_killed(make: Make, tmp_path: Path, 
 def test_an_idle_process_goes_with_its_worker_too(make: Make) -> None:
     job = make("class Handler:\n    def __init__(self, config): pass\n    def handle_batch(self): pass\n")
     code = (
-        "import sys; from cortex_dask.runtime.supervisor import run_completion;"
+        "import sys; from cortex_dask.runtime.worker.supervisor import run_completion;"
         "run_completion(sys.argv[1], print); from cortex_dask.runtime import slots;"
         "process = slots._jobs[sys.argv[1]]._slots[0].process(); print(process.pid, flush=True); sys.stdin.read()"
     )

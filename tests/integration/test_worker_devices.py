@@ -22,9 +22,9 @@ from distributed import Client, LocalCluster
 
 import cortex_dask
 from cortex_dask.errors import SpecError
-from cortex_dask.io.records import Outcome
-from cortex_dask.runtime import device_leases, slots, supervisor
-from tests.jobs import TestJob, make_job
+from cortex_dask.io.job.records import Outcome
+from cortex_dask.runtime.worker import device_leases, slots, supervisor
+from tests.support.jobs import TestJob, make_job
 
 Make = Callable[..., TestJob]
 
@@ -310,7 +310,7 @@ def test_the_size_that_worked_comes_with_the_split(make: Make, in_line: bool) ->
     assert job.record(in_line=in_line).extra["rows_limit"] == 4
     other = make(handler.replace("if len(payload) > 4", "if len(payload) > 3"), rows=32, batch_size=16)
     task = supervisor.SplitTask(other.url, other.splits[0], 1, None, rows_limit=3)
-    from cortex_dask.runtime import inline
+    from cortex_dask.runtime.handler_process import inline
 
     outcome = (inline if in_line else supervisor).run_split(task, other.report)
     assert outcome.record is not None

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.s3 import ENVIRONMENT, S3Server
+from tests.support.s3 import ENVIRONMENT, S3Server
 
 __all__ = ["Endpoint", "endpoint"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import orjson
 import pytest
 
-from cortex_dask.io.job_directory import JobDirectory
+from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.job import Job
 from tests.clusters.jobs import ClusterJob, Submission
 from tests.clusters.kubernetes import KubernetesBackend

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from cortex_dask.io.job_directory import JobDirectory
-from cortex_dask.io.store import Store
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.store.store import Store
 from tests.clusters.jobs import ClusterJob
 from tests.clusters.kubernetes import SECRET, KubernetesBackend
 from tests.kubernetes.namespace import Namespace

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cortex_dask import display, progress
+from cortex_dask import display, formatting
 from cortex_dask.display import PlainDisplay, SilentDisplay, TerminalDisplay, choose
-from cortex_dask.progress import Progress
+from cortex_dask.io.job.status import Progress
 
 
 def document(status="running", done=0, total=40, **changes):
@@ -70,7 +70,7 @@ class TestProgress:
         ],
     )
     def test_durations_are_said_as_people_say_them(self, seconds, words):
-        assert progress.duration(seconds) == words
+        assert formatting.duration(seconds) == words
 
 
 class TestPlainDisplay:

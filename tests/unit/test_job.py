@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cortex_dask.cli.show import job_table
+from cortex_dask.cli.output import job_table
 from cortex_dask.display import summary
 from cortex_dask.errors import InputError, JobFailedError, JobNotFoundError, JobStoppedError, JobTimedOutError
-from cortex_dask.io.job_directory import JobDirectory, encode_schema
-from cortex_dask.io.ledger import Ledger
-from cortex_dask.io.records import BatchFailure, Part, SplitRecord
-from cortex_dask.io.settings import HandlerSettings, JobSettings, OutputSettings
-from cortex_dask.io.splits import DatasetInput, Piece, Split, batch_id, part_name
+from cortex_dask.io.arrow.schema import encode_schema
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.ledger import Ledger
+from cortex_dask.io.job.records import BatchFailure, Part, SplitRecord
+from cortex_dask.io.job.settings import HandlerSettings, JobSettings, OutputSettings
+from cortex_dask.io.job.splits import DatasetInput, Piece, Split, batch_id, part_name
 from cortex_dask.job import Job
 
 JOB = "job-1"
@@ -284,7 +285,7 @@ class TestFailures:
 
 
 def test_logs_are_a_table(directory, tmp_path):
-    from cortex_dask.runtime.logs import line
+    from cortex_dask.runtime.log_line import line
 
     job = make(directory, tmp_path)
     directory.store.write("logs/w-1-1-00000.jsonl", line("INFO", "hello", {"workerID": "w-1"}) + b"\n")

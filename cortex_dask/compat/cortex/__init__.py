@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cortex_dask import __version__
-from cortex_dask.runtime import surroundings
+from cortex_dask.runtime import job_context
 
 if TYPE_CHECKING:
     from cortex_dask.client import Client as _Client
@@ -31,7 +31,7 @@ def client(env: str | None = None) -> Client:
     from cortex_dask.client import Client as OurClient
     from cortex_dask.environments import Environment
 
-    here = surroundings.current()
+    here = job_context.current()
     if here is not None and env in (None, here.name):
         return Client(OurClient(Environment(here.name, here.store, here.cluster)))
     return Client(OurClient(env))
@@ -63,7 +63,7 @@ def env_list() -> list[dict[str, Any]]:
     """
     from cortex_dask import environments
 
-    here = surroundings.current()
+    here = job_context.current()
     listed = [
         {"name": known.name, "operator_endpoint": known.store, "cluster": known.cluster, "is_default": known.is_default}
         for known in environments.list_all()

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cortex_dask.runtime.logs import logger
+from cortex_dask.runtime.handler_process.log import logger
 
 __all__ = ["logger"]

@@ -1,0 +1,123 @@
+"""How commands end: exit codes, errors as one sentence, and what an interrupt does."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from cortex_dask.errors import CortexDaskError, InputError, JobFailedError, JobNotFoundError, StorageError
+
+FAILED, BAD_INPUT, WITH_FAILURES, TIMED_OUT, STOPPED = 1, 2, 3, 124, 130
+
+#: Shows the traceback of an unexpected exception.
+DEBUG_VARIABLE = "CORTEX_DASK_DEBUG"
+
+_BY_STATUS = {
+    "succeeded": 0,
+    "completed with failures": WITH_FAILURES,
+    "failed while enqueuing": BAD_INPUT,
+    "timed out": TIMED_OUT,
+    "stopped": STOPPED,
+}
+
+
+def exit_code(status: str) -> int:
+    """Return the exit code that stands for a job's final status."""
+    return _BY_STATUS.get(status, FAILED)
+
+
+class Commands(click.Group):
+    """A group whose commands end with one sentence on standard error where others show a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            ctx.exit(STOPPED)
+        except BrokenPipeError:
+            raise  # click ends quietly: whoever read the output has read enough
+        except Exception as error:  # noqa: BLE001 - the last resort, which says what it is
+            _fail(ctx, error)
+
+
+def _fail(ctx: click.Context, error: Exception) -> NoReturn:
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exc()
+    message, code = _explained(error)
+    click.echo(f"Error: {message}", err=True)
+    ctx.exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    if isinstance(error, JobFailedError):
+        return str(error), exit_code(error.status)
+    if isinstance(error, InputError | StorageError | JobNotFoundError):
+        return str(error), BAD_INPUT
+    if isinstance(error, CortexDaskError):
+        return str(error), FAILED
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOENT,
+        errno.EACCES,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EROFS,
+        errno.ENOSPC,
+    ):
+        return f"{error.filename or 'file'}: {os.strerror(error.errno).lower()}", BAD_INPUT
+    if isinstance(error, FileNotFoundError):
+        return f"not found: {error}", BAD_INPUT
+    shown = "" if os.environ.get(DEBUG_VARIABLE) else f"; run again with {DEBUG_VARIABLE}=1 for the traceback"
+    return f"{type(error).__name__}: {error} (this is a bug{shown})", FAILED
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Make Ctrl-C and SIGTERM raise :class:`KeyboardInterrupt` once, to stop in good order; the second one kills.
+
+    So does SIGHUP, when the terminal is closed, unless ``nohup`` has this process ignore it.
+
+    Handler processes end by themselves when this process is gone.
+    """
+    asked = False
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(STOPPED)
+        asked = True
+        if number == signal.SIGHUP:
+            _write_nowhere(terminals)
+        raise KeyboardInterrupt
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        if not asked:  # after the first one, this process only ends
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        sys.stdout.flush()
+
+
+def _write_nowhere(descriptors: list[int]) -> None:
+    """Let what is still said vanish: writing to a terminal that is gone fails."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)

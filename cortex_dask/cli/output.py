@@ -1,0 +1,94 @@
+"""What commands print: tables, JSON, and a running job. Results go to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from cortex_dask.cli.exit_codes import exit_code
+
+if TYPE_CHECKING:
+    from cortex_dask.display import Display
+    from cortex_dask.job import Job
+
+_COLOURS = {
+    "succeeded": "green",
+    "completed with failures": "yellow",
+    "running": "blue",
+    "enqueuing": "blue",
+    "stopped": None,
+}
+
+
+def json_text(value: Any) -> str:
+    """Return a value as indented JSON."""
+    import orjson
+
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS, default=str).decode()
+
+
+def warning(text: str) -> None:
+    """Show a warning."""
+    click.echo(f"Warning: {text}", err=True)
+
+
+def progress_display(shown_as: str, environment: str | None) -> Display:
+    """Return a command's display: progress on standard error, the summary on standard output, or not if JSON is."""
+    from cortex_dask.display import choose
+
+    return choose(sys.stderr, final=sys.stderr if shown_as == "json" else sys.stdout, environment=environment)
+
+
+def finish(job: Job, display: Display, shown_as: str) -> NoReturn:
+    """Show a job until it has ended, and exit with the code for its status."""
+    from cortex_dask.client import attend
+    from cortex_dask.io.job.status import FINAL_STATUSES
+
+    def stopping() -> None:
+        click.echo("Stopping the job; interrupt again to kill it.", err=True)
+
+    try:
+        document = attend(job, display, on_interrupt=stopping)
+    except KeyboardInterrupt:
+        document = job.describe()
+        if document["status"] not in FINAL_STATUSES:
+            stop = f"cortex-dask stop {job.api_name} {job.job_id}"
+            click.echo(f"Another process runs the job, and it goes on. Stop it with: {stop}", err=True)
+            raise
+        display.finish(document)
+    if shown_as == "json":
+        click.echo(json_text(document))
+    click.get_current_context().exit(exit_code(str(document["status"])))
+
+
+def job_table(documents: Sequence[dict[str, Any]]) -> str:
+    """Return one line for each job: API, job, status, batches, failed, rows, started, took."""
+    from cortex_dask.formatting import count, duration, moment
+    from cortex_dask.io.job.status import Progress
+
+    rows = [["API", "JOB", "STATUS", "BATCHES", "FAILED", "ROWS", "STARTED", "TOOK"]]
+    for document in documents:
+        progress = Progress.from_status(document)
+        rows.append(
+            [
+                str(document["api_name"]),
+                str(document["job_id"]),
+                f"{progress.status} (no coordinator)" if document.get("abandoned") else progress.status,
+                progress.batches_words().removesuffix(" batches"),
+                count(progress.failed_batches),
+                count(progress.rows_in),
+                moment(document.get("start_time")),
+                duration(progress.seconds),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if number:
+            cells[2] = click.style(cells[2], fg=_COLOURS.get(row[2], "red"))
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,4 @@
+"""Dask Gateway as a backend.
+
+Read :mod:`cortex_dask.clusters.gateway.cluster` first.
+"""

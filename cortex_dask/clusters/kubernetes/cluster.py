@@ -1,0 +1,297 @@
+"""Kubernetes: a cluster of the Dask operator for each job, and a runner for a job that outlives its submitter."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from cortex_dask.clusters import records
+from cortex_dask.clusters.dask import DaskCluster
+from cortex_dask.clusters.inventory import RunningCluster
+from cortex_dask.clusters.kubernetes import runner
+from cortex_dask.clusters.kubernetes.api import KubeApi, Refused
+from cortex_dask.clusters.kubernetes.manifests import MANAGED, dask_cluster, scheduler_address, slots_of
+from cortex_dask.clusters.kubernetes.operator import OperatedCluster, remove_the_rest
+from cortex_dask.clusters.kubernetes.options import KubernetesOptions, check
+from cortex_dask.clusters.kubernetes.preflight import check_cluster, check_paths
+from cortex_dask.clusters.scaling import first_workers
+from cortex_dask.errors import ClusterError
+from cortex_dask.io.job.settings import JobSettings
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+_log = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 30.0
+_SETTLE_SECONDS = 20.0  # for workers that were asked for to be made, before others are let go
+_POLL_SECONDS = 0.5
+_SCHEDULER_PORT = 8786
+
+
+class Kubernetes(DaskCluster):
+    """One ``DaskCluster`` of the operator, made for the job and removed with it.
+
+    From outside the scheduler is reached by forwarding a port through the API server, from a pod by its name.
+    """
+
+    name = "kubernetes"
+    is_fixed = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._api: KubeApi | None = None
+        self._cluster: OperatedCluster | None = None
+        self._record: records.ClusterRecord | None = None
+        self._asked = 0  # workers, to ask for them again when the whole cluster is lost
+        self._lease: Future[Any] | None = None
+
+    # coming up ------------------------------------------------------------------------------------------------------
+
+    def connect(self) -> Client:
+        """Make the cluster, or find the one that an earlier coordinator has left, and connect to its scheduler."""
+        options = KubernetesOptions.of(self.settings)
+        deadline = time.monotonic() + options.start_timeout
+        self.threads_per_worker = slots_of(self.settings.compute)
+        api = self._api = KubeApi(namespace=options.namespace, kubeconfig=options.kubeconfig, context=options.context)
+        options = dataclasses.replace(options, namespace=api.namespace)
+        manifest = dask_cluster(self._job_url, self.settings, options, owner=runner.owner(api))
+        check_paths(self._job_url, self.settings, manifest)
+        check_cluster(api, manifest)
+        name = manifest["metadata"]["name"]
+        is_detached = runner.is_here()
+        self._record = records.keep(self._job_url, self.name, name, api.namespace, is_detached=is_detached)
+        self._cluster = OperatedCluster(api, manifest, self._token, self.closing, self._notice.say)
+        self._cluster.claim(deadline)
+        pod = self._cluster.await_scheduler(deadline)
+        client = self._client_of(pod, deadline)
+        # Not before: workers that wait for a scheduler that never runs would cost money, and nobody would remove them.
+        self._asked = first_workers(self.settings, self.threads_per_worker)
+        self._notice.say("")
+        self._cluster.grow(self._asked)
+        return client
+
+    def _client_of(self, pod: Mapping[str, Any], deadline: float) -> Client:
+        from distributed import Client
+
+        assert self._api is not None
+        assert self._cluster is not None
+        if self._api.is_inside:
+            address = scheduler_address(self._cluster.name, self._api.namespace)
+        else:
+            self._api.stop_forwards()
+            address = f"tcp://127.0.0.1:{self._api.forward(pod['metadata']['name'], _SCHEDULER_PORT)}"
+        while True:
+            seconds = min(_CONNECT_SECONDS, max(deadline - time.monotonic(), 1))
+            try:
+                client = Client(address, set_as_default=False, timeout=seconds)
+                break
+            except (OSError, TimeoutError) as error:
+                if time.monotonic() > deadline or self.closing.is_set():
+                    raise ClusterError(
+                        f"the scheduler of {self._cluster.where} runs and cannot be reached at {address} ({error}): "
+                        "does a network policy forbid it, or is the right to pods/portforward missing?"
+                    ) from error
+        self._hold(client)
+        return client
+
+    def _hold(self, client: Client) -> None:
+        """Keep the scheduler from being idle while this client is connected, and not a second longer.
+
+        The operator removes clusters that are idle, also while a job is planned, its parts are published, or its
+        workers wait for a node. A task that no worker can run is work that waits; it ends with its client.
+        """
+        key = f"lease-{self.settings.job_id}-{self._token}-{time.time_ns()}"
+        self._lease = client.submit(int, key=key, pure=False, resources={"cortex-dask-lease": 1})
+
+    def reconnect(self) -> Client | None:
+        """Return a client of the scheduler that the operator has put in a lost one's place."""
+        if self._cluster is None:
+            return None
+        try:
+            if not self._cluster.exists():
+                self._cluster.claim(time.monotonic() + _CONNECT_SECONDS)  # somebody has removed the cluster as a whole
+            pod = self._cluster.scheduler()
+            if pod is None:
+                return None
+            client = self._client_of(pod, time.monotonic())
+            self._cluster.grow(self._asked)
+        except Refused:
+            raise
+        except ClusterError as error:
+            raise ConnectionError(str(error)) from error  # of the API server: it may come back, as the scheduler may
+        return client
+
+    # sizes ----------------------------------------------------------------------------------------------------------
+
+    def scale(self, workers: int) -> None:
+        """Ask for workers, or let those go that have not come, and then those that have nothing to do."""
+        assert self._cluster is not None
+        self._asked = workers
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while not self._cluster.is_settled() and time.monotonic() < deadline and not self.closing.wait(_POLL_SECONDS):
+            pass
+        there = self._cluster.workers()
+        if len(there) <= workers:
+            self._cluster.grow(workers)
+            return
+        known = {str(worker["name"]): address for address, worker in self.workers().items()}
+        busy = {address for address, tasks in self.client.processing().items() if tasks}
+        chosen = choose(there, known, busy, len(there) - workers)
+        idle = [known[name] for name in chosen if name in known]
+        if idle:
+            # They take no new split from here on; their pods, and not their processes, are ended below.
+            self.client.retire_workers(workers=idle, close_workers=False, remove=False)
+        self._cluster.let_go(chosen)
+
+    def _is_short(self, splits_left: int) -> bool:
+        return len(self._threads) < self._asked
+
+    def trouble(self) -> str | None:
+        """Return why there are no workers: what Kubernetes says about their pods."""
+        if self._cluster is None:
+            return None
+        try:
+            return self._cluster.trouble()
+        except ClusterError as error:
+            return str(error)
+
+    # ending ---------------------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Remove the cluster, unless another coordinator of the job has taken it over."""
+        api, cluster = self._api, self._cluster
+        if api is None:
+            return
+        try:
+            left = None if cluster is None else cluster.end()
+        except ClusterError as error:
+            seconds = KubernetesOptions.of(self.settings).idle_timeout
+            _log.warning(
+                "%s; the cluster %s is removed by the Dask operator when it has been idle for %.0f s, or by "
+                "cortex-dask clusters gc",
+                error,
+                "" if cluster is None else cluster.name,
+                seconds,
+            )
+        else:
+            if left is not None:
+                _log.warning("%s", left)
+            # The record of a runner stays as long as the runner's Job, which lies there when the job has ended.
+            if self._record is not None and not runner.is_here():
+                records.drop(self._record)
+        api.close()
+        self._api = None
+
+    def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
+        """Start a runner: a ``Job`` whose pod is the coordinator, and that owns the cluster."""
+        runner.start(job_url, settings, retry=retry)
+
+
+def choose(workers: Sequence[str], known: Mapping[str, str], busy: set[str], count: int) -> list[str]:
+    """Return which workers to let go.
+
+    Parameters
+    ----------
+    workers : sequence of str
+        The names of all, the oldest first.
+    known : mapping of str to str
+        The addresses of those that the scheduler knows.
+    busy : set of str
+        The addresses of those that run something.
+    count : int
+        How many are too many.
+
+    Returns
+    -------
+    list of str
+        At most ``count``: those that have not come, then those that are idle, the youngest first. None that is busy.
+
+    Examples
+    --------
+    >>> choose(["a", "b", "c"], {"a": "tcp://1", "b": "tcp://2"}, {"tcp://1"}, 3)
+    ['c', 'b']
+    """
+    absent = [name for name in reversed(workers) if name not in known]
+    idle = [name for name in reversed(workers) if name in known and known[name] not in busy]
+    return [*absent, *idle][:count]
+
+
+# what is there --------------------------------------------------------------------------------------------------------
+
+
+def running(options: Mapping[str, Any], noted: Sequence[records.ClusterRecord]) -> list[RunningCluster]:
+    """Return the clusters that run for jobs, in the options' namespace and in those of the records.
+
+    A runner without a cluster counts as one: its pod costs little, and what it is about to make costs more.
+
+    Parameters
+    ----------
+    options : mapping
+        Those of the environment.
+    noted : sequence of ClusterRecord
+        The environment's records.
+    """
+    found: dict[tuple[str, str], RunningCluster] = {}
+    for namespace in {str(options["namespace"]) if options.get("namespace") else None, *(item.where for item in noted)}:
+        with _connected(options, namespace) as api:
+            for kind in ("DaskCluster", "Job"):
+                for item in api.list(kind, labels=MANAGED):
+                    cluster = _described(item, api.namespace)
+                    found.setdefault((cluster.where, cluster.name), cluster)
+    return list(found.values())
+
+
+def close(cluster: RunningCluster, options: Mapping[str, Any]) -> None:
+    """Remove a cluster and its runner.
+
+    Parameters
+    ----------
+    cluster : RunningCluster
+        The cluster.
+    options : mapping
+        Those of the environment.
+
+    Raises
+    ------
+    ClusterError
+        If the API server does not answer, or does not allow it.
+    """
+    with _connected(options, cluster.where) as api:
+        api.delete("Job", cluster.name)  # first, or its pod would make the cluster again
+        there = api.get("DaskCluster", cluster.name)
+        if there is not None:
+            api.delete("DaskCluster", cluster.name)
+            left = remove_the_rest(api, cluster.name, there["metadata"]["uid"])
+            if left is not None:
+                _log.warning("%s", left)
+
+
+@contextlib.contextmanager
+def _connected(options: Mapping[str, Any], namespace: str | None) -> Any:
+    said = check(options)
+    with KubeApi(namespace=namespace, kubeconfig=said.get("kubeconfig"), context=said.get("context")) as api:
+        yield api
+
+
+def _described(item: Mapping[str, Any], namespace: str) -> RunningCluster:
+    metadata = item["metadata"]
+    about = metadata.get("annotations", {})
+    created = datetime.fromisoformat(metadata["creationTimestamp"].replace("Z", "+00:00"))
+    has_ended = item["kind"] == "Job" and runner.has_ended(item)
+    return RunningCluster(
+        backend="kubernetes",
+        name=metadata["name"],
+        where=namespace,
+        job_id=about.get("cortex-dask/job-id"),
+        api_name=about.get("cortex-dask/api-name"),
+        created_time=created.timestamp(),
+        job_url=about.get("cortex-dask/job-url"),
+        status="its runner has ended" if has_ended else None,
+        is_needed=not has_ended,
+    )

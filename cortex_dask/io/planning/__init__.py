@@ -1,0 +1,4 @@
+"""From input to splits.
+
+Read :mod:`cortex_dask.io.planning.plan` first.
+"""

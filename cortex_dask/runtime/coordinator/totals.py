@@ -1,0 +1,109 @@
+"""The running totals of a job, made from ledger records; its size does not grow with the batches that succeed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cortex_dask.io.job.records import SplitRecord
+from cortex_dask.io.job.splits import PlanHeader, Split
+from cortex_dask.runtime.metrics import Totals
+
+
+class JobTotals:
+    """What the ledger adds up to.
+
+    Parameters
+    ----------
+    header : PlanHeader
+        The plan's totals.
+    retries : mapping of int to Split
+        The splits that repeat dead letters, by number: their batches leave the list of failures when they succeed.
+    """
+
+    def __init__(self, header: PlanHeader, retries: Mapping[int, Split]) -> None:
+        self._header = header
+        self._retries = dict(retries)
+        self.splits = 0  # planned splits done
+        self.batches = 0  # batches of planned splits done, whether they succeeded or not
+        self.failed_attempts = 0
+        self.rows_in = 0
+        self.rows_out = 0
+        self.bytes_out = 0
+        self.parts = 0
+        self.handle_seconds = 0.0
+        #: batches that failed for good: (split of origin, index) -> cause; of malformed lines: (split, -1 - n)
+        self.failed: dict[tuple[int, int], str] = {}
+        #: the most rows that any worker's device or memory was large enough for; None: nobody has run out
+        self.rows_limit: int | None = None
+        #: what the handlers pushed
+        self.metrics = Totals()
+
+    def add_retries(self, retries: Mapping[int, Split]) -> None:
+        """Take in further splits that repeat dead letters."""
+        self._retries.update(retries)
+
+    def add(self, record: SplitRecord) -> None:
+        """Add one record of the ledger."""
+        retry = self._retries.get(record.split)
+        origin = record.split
+        if retry is None:
+            self.splits += 1
+            self.batches += record.batches
+            self.rows_in += record.rows_in
+        else:
+            origin = retry.origin
+            for index in retry.only or ():
+                self.failed.pop((origin, index), None)
+        for position, failure in enumerate(record.failures):
+            if failure.batch is not None:
+                self.failed[origin, failure.batch] = failure.cause
+            elif retry is None:
+                self.failed[origin, -1 - position] = failure.cause
+        self.failed_attempts += record.failed_attempts
+        self.rows_out += record.rows_out
+        self.handle_seconds += record.handle_seconds
+        self.metrics.add(record.extra.get("metrics", ()))
+        if (limit := record.extra.get("rows_limit")) is not None:
+            self.rows_limit = min(limit, self.rows_limit or limit)
+        if record.part is not None:
+            self.parts += 1
+            self.bytes_out += record.part.bytes
+
+    @property
+    def failed_batches(self) -> int:
+        """Batches and malformed lines that failed for good."""
+        return len(self.failed)
+
+    @property
+    def succeeded_batches(self) -> int:
+        """Batches whose rows are committed."""
+        return self.batches - sum(1 for _, index in self.failed if index >= 0)
+
+    @property
+    def total_batches(self) -> int:
+        """Batches of the whole job; an estimate while the plan could not know and not all splits are done."""
+        header = self._header
+        if header.batches_exact:
+            return header.batches
+        if self.splits >= header.splits:
+            return self.batches
+        if not self.splits:
+            return max(header.batches, 1)
+        return self.batches + round((header.splits - self.splits) * self.batches / self.splits)
+
+    @property
+    def total_is_exact(self) -> bool:
+        """Whether :attr:`total_batches` is known rather than estimated."""
+        return self._header.batches_exact or self.splits >= self._header.splits
+
+    def retryable(self) -> dict[int, tuple[int, ...]]:
+        """Return the failed batches by split of origin.
+
+        Malformed lines are none: they would fail again. Nor is the unreadable rest of a JSON file: nobody knows how
+        many batches it holds.
+        """
+        batches: dict[int, list[int]] = {}
+        for (split, index), cause in sorted(self.failed.items()):
+            if index >= 0 and (self._header.batches_exact or cause != "unreadable input"):
+                batches.setdefault(split, []).append(index)
+        return {split: tuple(indexes) for split, indexes in batches.items()}

@@ -1,0 +1,276 @@
+"""The handler process: where a user's ``Handler`` lives, once per slot, for the whole job.
+
+Its supervisor (:mod:`cortex_dask.runtime.worker.supervisor`) starts it, tells it which splits to run, watches it, and
+kills it when it has to. It reads its input and writes its output itself, so no row ever crosses a pipe. It has the
+project directory as working directory, its own environment and import path, and nothing of dask: that import alone
+would cost more than a small job takes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.io.job.splits import PlanHeader
+from cortex_dask.io.store.store import Store
+from cortex_dask.runtime import job_context
+from cortex_dask.runtime.failures import one_line
+from cortex_dask.runtime.handler_process import log, memory
+from cortex_dask.runtime.handler_process.connection import EARLY, Connection
+from cortex_dask.runtime.handler_process.handler import LoadedHandler, job_spec, load_class
+from cortex_dask.runtime.metrics import MetricsClient
+from cortex_dask.runtime.progress_cell import Phase
+
+if TYPE_CHECKING:
+    from cortex_dask.runtime.handler_process.pipeline import LoadedJob
+
+_LARGE = 32 << 20  # bytes: what a handler has to take for it to be worth a look at what it has freed again
+_ANSWER_SECONDS = 60.0  # longer than the supervisor waits for an answer itself
+
+Command = dict[str, Any]
+
+
+def main() -> None:
+    """Set the process up, load the handler, then do what the supervisor asks for until it goes."""
+    link = Connection(*map(int, sys.argv[1:4]))
+    early = sys.argv[-1] == EARLY
+    if early:
+        sys.argv.pop()
+    for descriptor in sys.argv[4:]:
+        os.set_inheritable(int(descriptor), False)  # they are this process' own, and not of those that it starts
+    sys.argv[1:] = []
+    if early:
+        _prepare()
+    setup = link.commands.get()
+    settings = JobSettings.from_json(setup["settings"])
+    log.install(link.send_log, setup["labels"], settings.handler.log_level)
+    faulthandler.register(signal.SIGUSR2, file=2)  # the supervisor asks what hangs before it kills
+    job_context.enter(setup.get("surroundings"), setup.get("variables", {}))
+    metrics = MetricsClient()
+    try:
+        _settle_in(settings, setup["directory"])
+        handler_class, signature = load_class(settings, JobDirectory(setup["job_url"]), setup["directory"])
+        # The number of batches is known when the job is planned; a handler that does not ask for it is made before
+        # that.
+        plan = _wait_for_plan(link) if "job_spec" in signature.init else None
+        before = memory.resident()
+        handler = LoadedHandler.construct(
+            handler_class, signature, settings, plan and _spec(settings, plan), metrics, setup["directory"]
+        )
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the job ends with it, and says so
+        _report_failed_start(link, error)
+        sys.exit(1)
+    if memory.resident() - before > _LARGE:
+        memory.trim()
+    link.send({"type": "ready", "on_job_complete": signature.on_job_complete})
+    _warm_up(settings)
+    link.cell.set_phase(Phase.IDLE)
+    job: LoadedJob | None = None
+    while True:
+        command = plan if plan is not None and job is None else link.commands.get()
+        match command["type"]:
+            case "plan":
+                job = _make_job(setup["job_url"], settings, command, handler, metrics, link)
+            case "split":
+                assert job is not None
+                _run_split(link, job, command)
+            case "complete":
+                _run_completion(link, handler, metrics)
+            case "close":
+                _leave()
+
+
+def _prepare() -> None:
+    """Import what any job with a class needs, while it is not known yet which one it is."""
+    with contextlib.suppress(Exception):  # the job that needs it says what is wrong with it
+        import cloudpickle  # noqa: F401 - all for their own imports
+
+        from cortex_dask.io.output import part as output_part  # noqa: F401 - as above
+        from cortex_dask.runtime.handler_process import pipeline  # noqa: F401 - as above
+
+
+# setting up ---------------------------------------------------------------------------------------------------------
+
+
+def _settle_in(settings: JobSettings, directory: str | None) -> None:
+    """Take the working directory, the import path and the environment that the handler expects."""
+    handler = settings.handler
+    if directory is not None:
+        if Path(directory, ".env").exists():
+            from cortex_dask.project.dotenv import read_dotenv
+
+            os.environ.update(read_dotenv(directory))
+        os.chdir(directory)
+        place = str(Path(directory, handler.python_path or "").resolve())
+        first, last = [place], []
+        # for the Python processes that the handler may start
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
+    else:
+        if handler.cwd is not None and Path(handler.cwd).is_dir():
+            os.chdir(handler.cwd)
+        missing = [entry or (handler.cwd or "") for entry in handler.sys_path if entry not in sys.path]
+        missing = [entry for entry in missing if entry and Path(entry).exists()]
+        # A script's own folder comes first, as it does for the script; another interpreter's library never does.
+        first = [entry for entry in missing if not _is_library(entry)]
+        last = [entry for entry in missing if _is_library(entry)]
+    sys.path[:0] = first
+    sys.path += last
+    job_context.offer_names()
+
+
+def _is_library(entry: str) -> bool:
+    return any(part in ("site-packages", "dist-packages") or part.startswith("python3") for part in Path(entry).parts)
+
+
+def _wait_for_plan(link: Connection) -> Command:
+    while (command := link.commands.get())["type"] != "plan":
+        if command["type"] == "close":
+            _leave()
+    return command
+
+
+def _spec(settings: JobSettings, plan: Command) -> dict[str, Any]:
+    return job_spec(settings, total_batch_count=plan["header"]["batches"], start_time=plan["start_time"])
+
+
+def _report_failed_start(link: Connection, error: BaseException) -> None:
+    log.logger.error("the handler cannot be started: %s", one_line(error), exc_info=error)
+    log.finish_lines()
+    kind = "out of memory" if memory.is_out_of_memory(error) else "worker error"
+    message = f"the handler cannot be started: {one_line(error)}"
+    link.send({"type": "init failed", "kind": kind, "message": message})
+
+
+def _warm_up(settings: JobSettings) -> None:
+    """Import what the first split needs; it may still be planned meanwhile."""
+    import pyarrow as pa
+
+    from cortex_dask.runtime.handler_process import pipeline  # noqa: F401 - for its own imports
+
+    threads = settings.compute.threads
+    pa.set_cpu_count(threads)
+    pa.set_io_thread_count(max(threads, 4))  # they wait for storage more than they work
+    pa.allocate_buffer(64)  # the first one maps a gigabyte and clears a huge page, which may take 10 ms
+    if settings.output is not None:
+        from cortex_dask.io.output import part as output_part  # noqa: F401 - as above
+
+        with contextlib.suppress(Exception):  # the split that needs the store says what is wrong with it
+            _ = Store(settings.output.url).fs if "://" in settings.output.url else None
+    if settings.batch_format == "pandas":
+        import pandas  # noqa: F401 - as above
+    elif settings.batch_format == "polars":
+        with contextlib.suppress(ImportError):  # the batch that needs it says what is missing
+            import polars  # noqa: F401 - as above
+
+
+# splits -------------------------------------------------------------------------------------------------------------
+
+
+def _make_job(
+    job_url: str, settings: JobSettings, plan: Command, handler: LoadedHandler, metrics: MetricsClient, link: Connection
+) -> LoadedJob:
+    from cortex_dask.runtime.handler_process.pipeline import LoadedJob
+
+    output = Store(settings.output.url) if settings.output is not None else None
+    header = PlanHeader.from_json(plan["header"])
+    import_module("cortex_dask.io.parquet.reader" if header.format == "parquet" else "cortex_dask.io.json.reader")
+    return LoadedJob(settings, header, Store(job_url), output, handler, metrics, link.cell)
+
+
+def _run_split(link: Connection, job: LoadedJob, command: Command) -> None:
+    """Run a split, and tell how it ended."""
+    from cortex_dask.errors import StorageError
+    from cortex_dask.io.job.records import SplitTask
+    from cortex_dask.runtime.handler_process.attempts import ProcessSpent
+    from cortex_dask.runtime.handler_process.part import NeedsSchema
+    from cortex_dask.runtime.handler_process.pipeline import SplitRun, run_attempt
+    from cortex_dask.runtime.history import SplitHistory
+
+    link.cell.begin_run(command["run"])
+    if command["rows_limit"] is not None:
+        job.handler.rows_limit = min(command["rows_limit"], job.handler.rows_limit or command["rows_limit"])
+    job.handler.patience = command["patience"]
+    history = SplitHistory.from_json(command["history"])
+    attempt = SplitRun(SplitTask.from_json(command["task"]), command["attempt_id"], history)
+    try:
+        record = run_attempt(job, attempt, _Asked(link), link.send)
+        ended: dict[str, Any] = {"type": "done", "record": record, "exhausted": job.handler.exhausted}
+    except NeedsSchema as error:
+        ended = {"type": "aborted", "kind": "needs schema", "schema": error.schema, "message": ""}
+    except ProcessSpent as error:
+        ended = {"type": "spent", "message": str(error)}
+    except StorageError as error:
+        ended = {"type": "aborted", "kind": "storage", "schema": None, "message": str(error)}
+    except Exception as error:  # noqa: BLE001 - a fault of ours, not of a batch: the job must not go on
+        log.logger.error("the split cannot be run: %s", one_line(error), exc_info=error)
+        message = f"a split cannot be run: {one_line(error)}"
+        ended = {"type": "aborted", "kind": "worker error", "schema": None, "message": message}
+    log.finish_lines()
+    link.cell.set_phase(Phase.IDLE)
+    link.send({**ended, "run": command["run"]})
+
+
+class _Asked:
+    """The supervisor, asked which schema the output has."""
+
+    def __init__(self, link: Connection) -> None:
+        self._link = link
+        self._answer: str | None = None
+        self._answered = False
+        while not link.answers.empty():
+            link.answers.get()  # to a question of an earlier split, which did not wait for it
+
+    def propose(self, schema: str) -> None:
+        """Tell what the first rows make of it."""
+        self._link.send({"type": "schema", "schema": schema})
+
+    def answer(self, *, wait: bool) -> str | None:
+        """Return what was settled."""
+        import queue
+
+        if not self._answered:
+            try:
+                command = self._link.answers.get(block=wait, timeout=_ANSWER_SECONDS if wait else None)
+            except queue.Empty:
+                return None
+            self._answer, self._answered = command["schema"], True
+        return self._answer
+
+
+# the end ------------------------------------------------------------------------------------------------------------
+
+
+def _run_completion(link: Connection, handler: LoadedHandler, metrics: MetricsClient) -> None:
+    """Call ``on_job_complete``."""
+    message = ""
+    try:
+        handler.complete()
+    except BaseException as error:  # noqa: BLE001 - it is the user's code, and its failure is the job's
+        log.logger.error("on_job_complete failed: %s", one_line(error), exc_info=error)
+        message = f"on_job_complete failed: {one_line(error)}"
+    log.finish_lines()
+    link.send({"type": "completed", "message": message, "metrics": metrics.collect()})
+
+
+def _leave() -> None:
+    """End in good order: what the handler registered with :mod:`atexit` is run; threads of its are not waited for."""
+    try:
+        atexit._run_exitfuncs()
+    except BaseException:  # noqa: BLE001 - the process ends in any case
+        traceback.print_exc()
+    log.finish_lines()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

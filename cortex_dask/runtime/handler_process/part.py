@@ -1,0 +1,285 @@
+"""The output of one attempt at a split: its schema found, its rows written to a staged part."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from cortex_dask.io.arrow.cast import conform
+from cortex_dask.io.arrow.schema import decode_schema, encode_schema, is_settled, settle
+from cortex_dask.io.job.settings import OutputSettings
+from cortex_dask.io.job.splits import part_name
+from cortex_dask.io.json.encoder import EncodedRows
+from cortex_dask.io.output.directory import staged_name
+from cortex_dask.io.store.staged_file import StagedFile
+from cortex_dask.io.store.store import Store
+from cortex_dask.runtime.handler_process.channel import Aborted, Channel
+from cortex_dask.runtime.progress_cell import Phase, ProgressCell
+
+if TYPE_CHECKING:
+    from cortex_dask.io.output.part import PartWriter
+    from cortex_dask.runtime.handler_process.attempts import Fit, Rows, Work
+
+_MOST_BATCHES = 64  # that are looked at for a schema: a column that is null in all of them stays a column of nulls
+_MOST_ROWS = 100_000
+
+_AT_ONCE = 4 * 1024 * 1024
+_TABLES_AT_ONCE = 256
+_SLICED = 64 * 1024
+
+
+class NeedsSchema(Exception):  # noqa: N818 - an outcome, not a fault
+    """There is output, but nobody has settled a schema; ``schema`` is what the first rows make of it."""
+
+    def __init__(self, schema: str) -> None:
+        super().__init__(schema)
+        self.schema = schema
+
+
+class SchemaSource(Protocol):
+    """Whoever is asked which schema the job's output has."""
+
+    def propose(self, schema: str) -> None:
+        """Say what this split's first rows make of it (base64 of Arrow IPC)."""
+
+    def answer(self, *, wait: bool) -> str | None:
+        """Return the schema that was settled; None while there is none (after some time, when waiting).
+
+        Raises
+        ------
+        NeedsSchema
+            When waiting was in vain.
+        """
+
+
+class Gathering:
+    """The first batches of a split while the job has no output schema.
+
+    What is proposed depends on the rows only: on the first batches that settle the type of every column, 64 of them
+    at most. While the answer is on its way, handling goes on.
+
+    Parameters
+    ----------
+    source : SchemaSource
+        Who knows the schema.
+    cell : ProgressCell
+        Says when this process waits.
+    """
+
+    def __init__(self, source: SchemaSource, cell: ProgressCell) -> None:
+        self._source = source
+        self._cell = cell
+        self._candidate: pa.Schema | None = None
+        self._proposed: str | None = None
+        self._seen = 0
+        self._rows = 0
+        self.held: list[tuple[Work, list[Rows]]] = []
+
+    def fit(self, rows: list[Rows]) -> list[Rows]:
+        """Check that rows have types in common with those before; the batch fails if not."""
+        known = [] if self._candidate is None else [pa.Table.from_batches([], self._candidate)]
+        tables: list[Any] = [table for table in rows if not isinstance(table, EncodedRows) and table.num_columns]
+        if tables:
+            self._candidate = settle([*known, *tables])
+        return tables
+
+    def hold(self, work: Work, tables: list[Rows]) -> pa.Schema | None:
+        """Keep a batch's rows; returns the schema when it is settled."""
+        self._seen += 1
+        if rows := sum(table.num_rows for table in tables):
+            self.held.append((work, tables))
+            self._rows += rows
+        full = self._seen >= _MOST_BATCHES or self._rows >= _MOST_ROWS
+        if self._proposed is None and self._rows and self._candidate is not None:
+            if not full and not is_settled(self._candidate):
+                return None
+            self._propose()
+        return self._answer(wait=full) if self._proposed is not None else None
+
+    def end(self) -> pa.Schema | None:
+        """Return the schema that is settled for what is held, waiting for it; None if there are no rows."""
+        if not self._rows or self._candidate is None:
+            return None
+        if self._proposed is None:
+            self._propose()
+        return self._answer(wait=True)
+
+    def _propose(self) -> None:
+        schema = self._candidate
+        if not is_settled(schema):  # not even after many batches: now a column without values takes the type it has
+            schema = settle([table for _, tables in self.held for table in tables], final=True)
+        self._proposed = encode_schema(schema)
+        self._source.propose(self._proposed)
+
+    def _answer(self, *, wait: bool) -> pa.Schema | None:
+        answer = self._source.answer(wait=False)
+        if answer is None and wait:
+            self._cell.set_phase(Phase.WAITING)
+            answer = self._source.answer(wait=True)
+            self._cell.set_phase(Phase.RUNNING)
+            if answer is None:
+                raise NeedsSchema(self._proposed or "")
+        return None if answer is None else decode_schema(answer)
+
+
+class _NotedStore(Store):
+    """A store that tells which local files it opens."""
+
+    __slots__ = ("note",)
+    note: Callable[[str], None]
+
+    def stage(self, name: str) -> StagedFile:
+        staged = super().stage(name)
+        if staged.local_path is not None:
+            self.note(staged.local_path)
+        return staged
+
+
+class StagedPart:
+    """The part that an attempt writes, begun with the first row.
+
+    Parameters
+    ----------
+    store : Store
+        The output directory.
+    settings : OutputSettings
+        The format.
+    job_id, split, attempt_id
+        Name it.
+    cell : ProgressCell
+        Counts what is written.
+    threaded : bool
+        Whether a thread of its own encodes and uploads.
+    limit : int
+        Bytes that may wait for that thread.
+    notify : callable
+        Told which temporary file is written, so that somebody can remove it if this process is killed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: OutputSettings,
+        job_id: str,
+        split: int,
+        attempt_id: str,
+        cell: ProgressCell,
+        *,
+        threaded: bool,
+        limit: int,
+        notify: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._store = _NotedStore(store.url)
+        self._store.note = lambda path: notify({"type": "writing", "path": path})
+        self._settings = settings
+        self._name = part_name(job_id, split, settings.suffix)
+        self._staged = staged_name(job_id, split, attempt_id)
+        self._cell = cell
+        self._threaded = threaded
+        self._limit = limit
+        self._writer: PartWriter | None = None
+        self._channel: Channel[list[Rows]] | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._waiting: list[Rows] = []  # for the writer, whose turn is worth its while with a few megabytes only
+        self._waiting_bytes = 0
+        self.schema: pa.Schema | None = None
+        self.rows = 0
+
+    def write(self, tables: list[Rows]) -> None:
+        """Append rows that have the schema."""
+        for table in tables:
+            if rows := table.num_rows:
+                self.rows += rows
+                self._waiting.append(table)
+                size = table.nbytes if isinstance(table, EncodedRows) else table.get_total_buffer_size()
+                if size > _SLICED:  # perhaps of a buffer of which the table is a slice; to look closer takes longer
+                    size = table.nbytes
+                self._waiting_bytes += size
+        if not self._threaded or self._waiting_bytes >= _AT_ONCE or len(self._waiting) >= _TABLES_AT_ONCE:
+            self._pass_on()
+
+    def close(self) -> dict[str, Any] | None:
+        """Write the rest; returns the part, staged and durable, or None where no row came back."""
+        self._pass_on()
+        if self._channel is not None and self._thread is not None:
+            self._channel.end()
+            self._thread.join()
+            if self._error is not None:
+                raise self._error
+        if self._writer is None:
+            return None
+        rows, size = self._writer.close()
+        return {"name": self._name, "staged": self._staged, "rows": rows, "bytes": size}
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        if self._channel is not None:
+            self._channel.abort()
+        if self._thread is not None:
+            self._thread.join()
+        if self._writer is not None:
+            self._writer.discard()
+
+    def _pass_on(self) -> None:
+        """Encode what is waiting, or have the thread do it."""
+        tables, size = self._waiting, self._waiting_bytes
+        if not tables:
+            return
+        self._waiting, self._waiting_bytes = [], 0
+        if not self._threaded:
+            self._encode(tables)
+            return
+        if self._channel is None:
+            self._channel = Channel(self._limit)
+            self._thread = threading.Thread(target=self._run, name="cortex-dask-writer", daemon=True)
+            self._thread.start()
+        try:
+            self._channel.put(tables, size)
+        except Aborted:
+            raise (self._error or RuntimeError("the writer thread ended")) from None
+
+    def _run(self) -> None:
+        assert self._channel is not None
+        try:
+            while groups := self._channel.take():
+                for tables in groups:
+                    self._encode(tables)
+                    self._cell.count_written(len(tables))
+        except Aborted:
+            return
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            self._error = error
+            self._channel.abort()
+
+    def _encode(self, tables: list[Rows]) -> None:
+        if self._writer is None:
+            from cortex_dask.io.output.part import PartWriter
+
+            assert self.schema is not None
+            self._writer = PartWriter(self._store, self._staged, self._settings, self.schema)
+        for encoded, group in groupby(tables, key=lambda rows: isinstance(rows, EncodedRows)):
+            rows: list[Any] = list(group)
+            if encoded:
+                self._writer.write_text(b"".join([item.text for item in rows]), sum(item.num_rows for item in rows))
+            else:
+                self._writer.write(rows[0] if len(rows) == 1 else pa.concat_tables(rows))
+
+
+def fitting(schema: pa.Schema) -> Fit:
+    """Return what brings rows to a settled schema."""
+
+    def fit(tables: list[Rows]) -> list[Rows]:
+        if len(tables) == 1 and isinstance(tables[0], EncodedRows):
+            return tables
+        return [
+            table if isinstance(table, EncodedRows) else conform(table, schema)
+            for table in tables
+            if isinstance(table, EncodedRows) or table.num_columns
+        ]
+
+    return fit

@@ -1,0 +1,391 @@
+"""One attempt at a split: read its batches, handle them, write what comes back.
+
+In a handler process the three stages overlap: a reader thread fetches and decodes the next batches, the calling
+thread runs the handler, a writer thread encodes and uploads. The same code runs them in turns, in one thread, for
+``cluster="inline"`` and after a crash, when it has to be certain which stage of which batch it hits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from cortex_dask.errors import StorageError
+from cortex_dask.io.arrow.schema import decode_schema
+from cortex_dask.io.batch import Ahead, BadLine, Batch
+from cortex_dask.io.job.records import Cause, SplitTask
+from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.io.job.splits import BatchFormat, PlanHeader, Split
+from cortex_dask.io.json.encoder import EncodedRows, row_encoder
+from cortex_dask.io.reading import read_split
+from cortex_dask.io.store.source import UnreadableInput
+from cortex_dask.io.store.store import Store
+from cortex_dask.runtime.failures import FailureFile, Verdict, one_line
+from cortex_dask.runtime.handler_process import log
+from cortex_dask.runtime.handler_process.attempts import Attempts, Fit, Rows, Work
+from cortex_dask.runtime.handler_process.channel import Aborted, Channel
+from cortex_dask.runtime.handler_process.handler import LoadedHandler
+from cortex_dask.runtime.handler_process.part import Gathering, SchemaSource, StagedPart, fitting
+from cortex_dask.runtime.history import SplitHistory
+from cortex_dask.runtime.metrics import MetricsClient
+from cortex_dask.runtime.progress_cell import Phase, ProgressCell
+
+_READ_AHEAD = 32 * 1024 * 1024  # bytes of small batches that wait for the handler, and again for the writer
+_ROW = 200  # bytes of a row, where the plan does not know
+#: Bytes of a batch up to which it is cut, or parsed, by the thread that handles it. That keeps Python's lock, so a
+#: thread of its own helps only while the handler does without, and makes the handler wait for the lock afterwards.
+_SMALL = 64 * 1024
+_QUICK: tuple[BatchFormat, ...] = ("records", "numpy", "pyarrow")  # a payload of few rows takes microseconds to make
+_JOIN_SECONDS = 5.0
+_NAMED_LINES = 10  # malformed lines of a split that its log names
+
+Notify = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """The batches from ``first`` on cannot be read."""
+
+    first: int
+    verdict: Verdict
+
+
+Item = Work | BadLine | _Unread
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedJob:
+    """What all splits of a job have in common in one process."""
+
+    settings: JobSettings
+    header: PlanHeader
+    store: Store  # the job directory
+    output: Store | None
+    handler: LoadedHandler
+    metrics: MetricsClient
+    cell: ProgressCell
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRun:
+    """What is to be run.
+
+    Attributes
+    ----------
+    task : SplitTask
+        The split, and the output's schema where it is settled.
+    attempt_id : str
+        Makes the names of what is written unique.
+    history : SplitHistory
+        What earlier processes met.
+    overlap : bool
+        Whether the stages run in threads of their own.
+    guard : type
+        What counts as raised by the handler.
+    """
+
+    task: SplitTask
+    attempt_id: str
+    history: SplitHistory
+    overlap: bool = True
+    guard: type[BaseException] | tuple[type[BaseException], ...] = BaseException
+
+
+def run_attempt(job: LoadedJob, attempt: SplitRun, source: SchemaSource, notify: Notify) -> dict[str, Any]:
+    """Run a split; returns the fields of its :class:`~cortex_dask.io.job.records.SplitRecord` that this process knows.
+
+    Parameters
+    ----------
+    job, attempt
+        What to run.
+    source : SchemaSource
+        Who knows the output's schema.
+    notify : callable
+        Takes events: a batch that failed an attempt, that recovered, the first batch without output.
+
+    Raises
+    ------
+    StorageError
+        If a store fails after all retries. Nothing is left behind, as with every exception.
+    NeedsSchema
+        If there is output and nobody settles its schema.
+    """
+    run = _Run(job, attempt, source, notify)
+    carried = job.metrics.collect()  # pushed between two splits, as from __init__
+    try:
+        result = run.run()
+    except BaseException:
+        run.discard()
+        job.metrics.collect()
+        job.metrics.restore(carried)
+        raise
+    job.metrics.restore(carried)
+    metrics = job.metrics.collect()
+    return {**result, "extra": {"metrics": metrics} if metrics else {}}
+
+
+class _Run:
+    """The state of one attempt."""
+
+    def __init__(self, job: LoadedJob, attempt: SplitRun, source: SchemaSource, notify: Notify) -> None:
+        self._job = job
+        self._task = attempt.task
+        self._split: Split = attempt.task.split
+        self._history = attempt.history
+        self._overlap = attempt.overlap and not attempt.history.careful
+        self._notify = notify
+        settings = job.settings
+        self._format = settings.batch_format
+        job_id, number = settings.job_id, self._split.number
+        self._attempts = Attempts(
+            job.handler, settings, self._split.origin, attempt.history, job.cell, notify, attempt.guard
+        )
+        self._failures = FailureFile(job.store, job_id, self._split, attempt.attempt_id, job.header.batch_size)
+        self._limit = min(_READ_AHEAD, (settings.compute.memory or _READ_AHEAD * 32) // 32)
+        self._part: StagedPart | None = None
+        self._gathering: Gathering | None = None
+        self._fit: Fit = lambda tables: tables
+        if settings.output is not None and job.output is not None:
+            self._part = StagedPart(
+                job.output,
+                settings.output,
+                job_id,
+                number,
+                attempt.attempt_id,
+                job.cell,
+                threaded=self._overlap,
+                limit=self._limit,
+                notify=notify,
+            )
+            if attempt.task.schema is not None:
+                self._settle(decode_schema(attempt.task.schema))
+            else:
+                self._gathering = Gathering(source, job.cell)
+                self._fit = self._gathering.fit
+        self._channel: Channel[Any] | None = None
+        self._reader: threading.Thread | None = None
+        self._batches = 0
+        self._failed = 0
+        self._malformed = 0
+        self._rows_in = 0
+        self._spoken = self._part is None  # whether it is known that the first batch has output or has none
+
+    def run(self) -> dict[str, Any]:
+        """Handle every batch, then make failures and part durable."""
+        began = self._job.handler.handle_nanoseconds
+        self._job.cell.set_phase(Phase.RUNNING)
+        for item in self._items():
+            match item:
+                case Work():
+                    self._take(item)
+                case BadLine():
+                    self._leave_out(item)
+                case _Unread():
+                    self._give_up(item)
+        self._job.cell.set_phase(Phase.CLOSING)
+        if self._gathering is not None:
+            self._release(self._gathering.end())
+        part = None if self._part is None else self._part.close()
+        return {
+            "split": self._split.number,
+            "part": part,
+            "batches": self._batches,
+            "succeeded": self._batches - self._failed,
+            "failures_file": self._failures.close(),
+            "failures": [asdict(failure) for failure in self._failures.failures],
+            "rows_in": self._rows_in,
+            "rows_out": part["rows"] if part else 0,
+            "handle_seconds": (self._job.handler.handle_nanoseconds - began) / 1e9,
+        }
+
+    def discard(self) -> None:
+        """Stop the other stages, and leave nothing behind."""
+        if self._channel is not None:
+            self._channel.abort()
+        if self._part is not None:
+            self._part.discard()
+        self._failures.discard()
+        if self._reader is not None:
+            self._reader.join(_JOIN_SECONDS)  # it may be in a request that takes longer; it ends after that
+
+    # handling ---------------------------------------------------------------------------------------------------------
+
+    def _take(self, work: Work) -> None:
+        """Handle a batch and pass on what came back."""
+        batch = work.batch
+        self._batches += 1
+        self._rows_in += batch.rows
+        if batch.rows:  # or else each of its lines is malformed
+            self._handle(work)
+        self._job.cell.end_batch(batch.rows)
+
+    def _handle(self, work: Work, used: int = 0) -> None:
+        result = self._attempts.run(work, self._fit, used=used)
+        if isinstance(result, Verdict):
+            self._failed += 1
+            self._failures.add(work.as_read(), result)
+            return
+        if not self._spoken:
+            self._spoken = True
+            if not any(table.num_rows for table in result):
+                self._notify({"type": "no output"})
+        if self._gathering is not None:
+            schema = self._gathering.hold(work, result)
+            if schema is not None:
+                self._release(schema)
+        elif self._part is not None:
+            self._part.write(result)
+
+    # the schema -------------------------------------------------------------------------------------------------------
+
+    def _settle(self, schema: pa.Schema) -> None:
+        assert self._part is not None
+        self._part.schema = schema
+        self._fit = fitting(schema)
+        self._gathering = None
+        output = self._job.settings.output
+        if output is not None and output.format == "json" and not output.keep:
+            self._attempts.shortcut = row_encoder(schema)
+
+    def _release(self, schema: pa.Schema | None) -> None:
+        """Write what was held back while there was no schema; a batch that does not fit it has failed an attempt."""
+        assert self._gathering is not None
+        held, self._gathering.held = self._gathering.held, []
+        if schema is None:
+            return
+        self._settle(schema)
+        assert self._part is not None
+        for work, tables in held:
+            try:
+                fitted = self._fit(self._shortened(tables))
+            except ValueError as error:
+                log.logger.warning("a batch does not fit the output's schema, trying it again: %s", error)
+                self._notify({"type": "misfit", "batch": work.batch.index})
+                self._handle(work, used=1)
+            else:
+                self._part.write(fitted)
+
+    def _shortened(self, tables: list[Rows]) -> list[Rows]:
+        """Return rows that were held back as their shortcut would have made them.
+
+        Arrow's own way to JSON makes pyarrow import pandas, which a process that has only such rows can do without.
+        """
+        shortcut = self._attempts.shortcut
+        if shortcut is None:
+            return tables
+        return [table if isinstance(table, EncodedRows) else shortcut(table.to_pylist()) or table for table in tables]
+
+    # reading ----------------------------------------------------------------------------------------------------------
+
+    def _items(self) -> Iterator[Item]:
+        """Yield the split's batches, read ahead by another thread: the files, and what can be made of them there."""
+        if not self._overlap:
+            return self._read()
+        size = self._bytes_per_row()
+        header = self._job.header
+        if header.batch_size * size <= _SMALL and self._job.settings.batch_format in _QUICK:
+            return self._read(self._ahead)
+        return self._ahead(self._read(), lambda item: item.batch.rows * size if isinstance(item, Work) else _ROW)
+
+    def _ahead(self, items: Iterator[T], size: Callable[[T], int]) -> Iterator[T]:
+        """Yield what a reader thread takes from ``items``."""
+        channel: Channel[T] = Channel(self._limit)
+        self._channel = channel
+        self._reader = threading.Thread(
+            target=self._fill, args=(channel, items, size), name="cortex-dask-reader", daemon=True
+        )
+        self._reader.start()
+        while taken := channel.take():
+            yield from taken
+        self._reader.join()
+
+    def _fill(self, channel: Channel[T], items: Iterator[T], size: Callable[[T], int]) -> None:
+        """Read in the reader thread."""
+        try:
+            for item in items:
+                channel.put(item, size(item))
+                self._job.cell.count_read()
+            channel.end()
+        except Aborted:
+            return
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            channel.end(error)
+
+    def _read(self, ahead: Ahead | None = None) -> Iterator[Item]:
+        """Yield the split's batches with their payloads, in the end perhaps those that cannot be read."""
+        split, cell = self._split, self._job.cell
+        wanted = iter(split.only) if split.only is not None else itertools.count()
+        expected = next(wanted, None)
+        stop = self._history.unreadable
+        items = iter(read_split(split, self._job.header, ahead) if ahead else read_split(split, self._job.header))
+        while expected is not None:
+            if stop is not None and expected >= stop[0]:
+                yield _Unread(expected, stop[1])
+                return
+            if not self._overlap:
+                cell.begin_read(expected)
+            try:
+                item = next(items, None)
+            except StorageError:
+                raise
+            except Exception as error:  # noqa: BLE001 - in whatever way it failed, the rest was not read
+                yield _Unread(expected, _unreadable(error))
+                return
+            if item is None:
+                if expected < (split.batches or 0):
+                    planned = f"the plan says that split {split.number} has {split.batches} batches"
+                    found = f"{planned}, but number {expected} is not there"
+                    yield _Unread(expected, Verdict("unreadable input", found, None, 1))
+                return
+            if isinstance(item, Batch):
+                expected = next(wanted, None)
+                work = Work(item, self._format)
+                if not self._overlap:
+                    cell.end_read()
+                yield work
+            else:
+                yield item
+
+    def _leave_out(self, line: BadLine) -> None:
+        """Make a dead letter of a malformed line."""
+        self._malformed += 1
+        if self._malformed <= _NAMED_LINES:
+            log.logger.error("a line is malformed: %s, line %d: %s", line.path, line.line, line.error)
+        elif self._malformed == _NAMED_LINES + 1:
+            number = self._split.number
+            log.logger.error("split %d has more malformed lines: all of them are in the dead letter", number)
+        self._failures.add_line(line)
+
+    def _give_up(self, unread: _Unread) -> None:
+        """Make dead letters of the batches that cannot be read."""
+        split = self._split
+        if split.only is not None:
+            indexes = [index for index in split.only if index >= unread.first]
+        elif split.batches is not None:
+            indexes = list(range(unread.first, split.batches))
+        else:
+            indexes = [unread.first]  # nobody knows how many follow; this one stands for them all
+        many = "1 batch is" if len(indexes) == 1 else f"{len(indexes)} batches are"
+        log.logger.error("split %d: %s not handled: %s", split.number, many, unread.verdict.error)
+        self._batches += len(indexes)
+        self._failed += len(indexes)
+        self._failures.add_unread(indexes, unread.verdict)
+
+    def _bytes_per_row(self) -> int:
+        split, header = self._split, self._job.header
+        rows, size = (split.rows, split.bytes) if split.rows else (header.rows, header.bytes)
+        return max(size // rows, 1) if rows and size else _ROW
+
+
+def _unreadable(error: Exception) -> Verdict:
+    if isinstance(error, UnreadableInput):
+        return Verdict("unreadable input", str(error), None, 1)
+    cause: Cause = "out of memory" if isinstance(error, MemoryError) else "unreadable input"
+    return Verdict(cause, f"the input cannot be read: {one_line(error)}", traceback.format_exc(), 1)

@@ -1,0 +1,150 @@
+"""Log lines on their way into the job directory: gathered from a worker's handler processes, stored in chunks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from cortex_dask.io.store.store import Store
+from cortex_dask.runtime.log_line import line
+
+_FIRST_SECONDS = 0.7  # the first lines are there within a second, for whoever looks how the job begins
+_SECONDS = 4.0  # later ones within five
+_CHUNK = 4 * 1024 * 1024  # bytes: a chunk is one small object
+_LIMIT = 64 * 1024 * 1024  # bytes that may wait for a store that does not answer
+_RETRY_SECONDS = 5.0
+
+
+class LogWriter:
+    """The log of one job as one worker writes it: ``logs/<worker>-<start>-<number>.jsonl``.
+
+    Nothing that goes wrong with the store stops the job: lines wait in memory, and when those are too many the oldest
+    are dropped and their number is logged.
+
+    Parameters
+    ----------
+    store : Store
+        The job directory.
+    worker : str
+        The worker's name, unique among the workers of the job.
+    labels : dict
+        For the lines that this class writes itself.
+    """
+
+    def __init__(self, store: Store, worker: str, labels: dict[str, str]) -> None:
+        self._store = store
+        self._prefix = f"logs/{worker}-{int(time.time() * 1000)}"
+        self._labels = labels
+        self._lines: deque[bytes] = deque()
+        self._size = 0
+        self._dropped = 0
+        self._number = 0
+        self._due: float | None = None
+        self._last = time.monotonic()
+        self._closing = False
+        self._condition = threading.Condition()
+        self._upload = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, data: bytes) -> None:
+        """Take a line in; returns at once."""
+        with self._condition:
+            self._lines.append(data)
+            self._size += len(data) + 1
+            while self._size > _LIMIT:
+                self._size -= len(self._lines.popleft()) + 1
+                self._dropped += 1
+            if self._due is None:
+                self._due = time.monotonic() + (_SECONDS if self._number else _FIRST_SECONDS)
+                self._start()
+            elif self._size >= _CHUNK and self._due > 0:
+                self._due = 0.0
+                self._condition.notify_all()
+
+    def write(
+        self,
+        level: str,
+        message: str,
+        labels: Mapping[str, str],
+        *,
+        batch_id: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take in a line of the engine's own."""
+        self.add(line(level, message, labels, batch_id=batch_id, extra=extra))
+
+    def hasten(self) -> None:
+        """Store soon what is there (a split ended): at once, unless a chunk was stored within the last second."""
+        with self._condition:
+            if self._due is not None and self._due > 0:
+                self._due = min(self._due, max(self._last + 1.0, time.monotonic()))
+                self._condition.notify_all()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Store what is there and end; lines that come later are stored by a new thread."""
+        deadline = time.monotonic() + timeout
+        with self._condition:
+            thread = self._thread
+            self._closing = True
+            self._condition.notify_all()
+        if thread is not None:
+            thread.join(max(deadline - time.monotonic(), 0))
+        with self._condition:
+            self._closing = False
+
+    def _start(self) -> None:
+        """Have a thread that stores; with the lock held."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="cortex-dask-logs", daemon=True)
+            self._thread.start()
+        else:
+            self._condition.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._closing and (self._due is None or time.monotonic() < self._due):
+                    self._condition.wait(None if self._due is None else self._due - time.monotonic())
+                last = self._closing
+            stored = self._store_all(once=last)
+            with self._condition:
+                self._due = None if not self._lines else time.monotonic() + (_SECONDS if stored else _RETRY_SECONDS)
+                if last:
+                    self._thread, self._due = None, None
+                    return
+
+    def _store_all(self, *, once: bool) -> bool:
+        while True:
+            lines, dropped = self._take()
+            if not lines and not dropped:
+                return True
+            warning = f"{dropped:,} log lines were dropped: the store took them more slowly than they were written"
+            data = [line("WARNING", warning, self._labels), *lines] if dropped else lines
+            try:
+                self._store.write(f"{self._prefix}-{self._number:05d}.jsonl", b"\n".join(data) + b"\n")
+            except Exception:  # noqa: BLE001 - whatever a store raises, the job goes on
+                with self._condition:
+                    if not once:
+                        self._lines.extendleft(reversed(lines))
+                        self._size += sum(map(len, lines)) + len(lines)
+                        self._dropped += dropped
+                return False
+            with self._condition:
+                self._number += 1
+                self._last = time.monotonic()
+
+    def _take(self) -> tuple[list[bytes], int]:
+        """Take the lines of one chunk, and how many were dropped before them."""
+        with self._condition:
+            lines: list[bytes] = []
+            size = 0
+            while self._lines and size < _CHUNK:
+                item = self._lines.popleft()
+                size += len(item) + 1
+                lines.append(item)
+            self._size -= size
+            dropped, self._dropped = self._dropped, 0
+            return lines, dropped

@@ -1,0 +1,374 @@
+"""The supervisor: runs a split in a slot's handler process, under a watch, and decides what a death means.
+
+It runs in a thread of the Dask worker, or on one machine of the coordinator's process, so nothing that a handler does
+can hit that: a crash, a hang, a memory hog end a child process, and the supervisor knows from the
+:mod:`progress cell <cortex_dask.runtime.progress_cell>` which batch was in hand. That batch has failed an attempt; the
+split is run again in a new process that passes over what has used up its attempts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cortex_dask.errors import CortexDaskError, JobNotFoundError
+from cortex_dask.io.job.records import Outcome, SplitRecord, SplitTask
+from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.io.job.splits import batch_id
+from cortex_dask.io.output.directory import staged_name
+from cortex_dask.io.store.store import Store
+from cortex_dask.runtime.failures import Verdict, one_line
+from cortex_dask.runtime.history import SplitHistory
+from cortex_dask.runtime.progress_cell import Snapshot
+from cortex_dask.runtime.worker import prometheus, slots
+from cortex_dask.runtime.worker.handler_process import HandlerProcess, describe_exit
+from cortex_dask.runtime.worker.slot import NoProcessError, Slot
+from cortex_dask.runtime.worker.watch import Death, Event, Spent, Watch
+
+Report = Callable[[dict[str, Any]], None]
+
+_REPORT_SECONDS = 1.0
+_MAX_STARTS = 3  # deaths in a row before the handler was there
+_MAX_TRACEBACKS = 1_000  # verdicts of a split that are remembered with their tracebacks
+
+
+def run_split(task: SplitTask, report: Report) -> Outcome:
+    """Run a split in a handler process of this worker, and return how it ended.
+
+    Parameters
+    ----------
+    task : SplitTask
+        The split.
+    report : callable
+        Takes events (plain dicts): ``schema``, ``no output``, ``progress`` and ``slot``.
+    """
+    try:
+        with slots.lease(task.job_url) as slot:
+            return Supervision(slot, task, report).run()
+    except (CortexDaskError, OSError) as error:
+        return _cannot_run(error, task.split.number)
+
+
+def run_completion(job_url: str, report: Report) -> Outcome:
+    """Run ``on_job_complete`` on one handler of the job: with one worker, on the one that handled the batches."""
+    try:
+        with slots.lease(job_url) as slot:
+            return _complete(slot, report)
+    except NoProcessError:
+        return Outcome("stopped", -1, message="the job was stopped")
+    except (CortexDaskError, OSError) as error:
+        return _cannot_run(error, -1)
+
+
+def _cannot_run(error: CortexDaskError | OSError, split: int) -> Outcome:
+    if isinstance(error, JobNotFoundError):
+        where = f"{error}, seen from {socket.gethostname()}: give the environment a store that all hosts reach"
+        return Outcome("worker error", split, message=where)
+    # A store that fails may answer later, as may a host that has no process left to give; everything else (no such
+    # job, a damaged project) stays as it is.
+    return Outcome("storage" if isinstance(error, OSError) else "worker error", split, message=str(error))
+
+
+class Supervision:
+    """One call of :func:`run_split`.
+
+    Attributes
+    ----------
+    slot : Slot
+        Where the split runs.
+    split : Split
+        The split.
+    """
+
+    def __init__(self, slot: Slot, task: SplitTask, report: Report) -> None:
+        self.slot = slot
+        self._job = slot.job
+        self._settings: JobSettings = slot.job.settings
+        self._task = task
+        self.split = task.split
+        self._tell = report
+        self._history = SplitHistory()
+        self._failed_attempts = 0
+        self._doubtful: set[int] = set()  # batches that were given up for their memory in the process at hand
+        self._writing: str | None = None  # the temporary file of a part on a local file system
+        self._loose = 0  # deaths that no batch is to blame for
+        self._began = time.monotonic()
+        self._reported = self._began  # a split of less than a second needs no report but its record
+        slot.origin = task.split.origin
+        if task.schema is not None:
+            self._job.schema = task.schema
+        if task.rows_limit is not None:
+            self._job.learn_rows_limit(task.rows_limit, everywhere=True)
+
+    def run(self) -> Outcome:
+        """Run the split until it is done, or cannot be."""
+        try:
+            while True:
+                if self._job.stopped is not None or self._job.closed or self.is_abandoned:
+                    return self.stopped()
+                attempt_id = uuid.uuid4().hex
+                if self.slot.current is None:
+                    self.say("initializing")  # it may take minutes, if dependencies are installed
+                process = self.slot.process()
+                ended = Watch(self, process, attempt_id).run()
+                if isinstance(ended, Outcome):
+                    if ended.kind != "done":
+                        self._remove_leftovers(attempt_id)
+                    return ended
+                self._remove_leftovers(attempt_id)
+                if isinstance(ended, Spent):
+                    self._replace(ended)
+                    continue
+                self._doubtful.clear()
+                outcome = self._learn(ended, process)
+                if outcome is not None:
+                    return outcome
+        except NoProcessError:
+            return self.stopped()
+        finally:
+            self.slot.origin = None
+            process_now = self.slot.current
+            alive = process_now is not None and not process_now.gone.is_set()
+            if not alive:
+                self.say("failed")
+            self._job.chunks.hasten()
+
+    # what the watch asks for ------------------------------------------------------------------------------------------
+
+    def order(self, attempt_id: str, run: int) -> Event:
+        """Return the command that makes a process run the split."""
+        schema = self._task.schema or self._job.schema
+        return {
+            "type": "split",
+            "run": run,
+            "task": SplitTask(self._task.job_url, self.split, self._task.attempt, schema).to_json(),
+            "attempt_id": attempt_id,
+            "history": self._history.to_json(),
+            "rows_limit": self._job.rows_limit,
+            "patience": self.slot.patience,
+        }
+
+    def note(self, event: Event) -> None:
+        """Take in what a process says of its batches."""
+        match event["type"]:
+            case "failed attempt":
+                self._failed_attempts += 1
+                known = self._history.of(event["batch"])
+                known.attempts = event["attempts"]
+                if event["final"]:
+                    many = len(self._history.batches) > _MAX_TRACEBACKS
+                    trace = None if many else event["traceback"]
+                    known.verdict = Verdict(event["cause"], event["error"], trace, event["attempts"])
+                    if event["cause"] == "out of memory":
+                        self._doubtful.add(event["batch"])
+            case "misfit":
+                self._failed_attempts += 1
+            case "recovered":
+                # What it returned was lost if the process dies later: its attempts are its own again, not used up by
+                # others.
+                known = self._history.of(event["batch"])
+                known.attempts = 0
+            case "rows limit":
+                self._job.learn_rows_limit(event["rows"], everywhere=event["everywhere"])
+            case "writing":
+                self._writing = event["path"]
+            case "no output":
+                self.report({"type": "no output", "split": self.split.number})
+
+    def progress(self, snapshot: Snapshot | None) -> None:
+        """Report the progress about once a second."""
+        now = time.monotonic()
+        if snapshot is None or now - self._reported < _REPORT_SECONDS:
+            return
+        self._reported = now
+        self.report(
+            {
+                "type": "progress",
+                "split": self.split.number,
+                "attempt": self._task.attempt,
+                "batches": snapshot.batches,
+                "rows": snapshot.rows,
+                "failed_attempts": self._failed_attempts,
+            }
+        )
+
+    def say(self, state: str) -> None:
+        """Report the slot's state when it changes."""
+        if self.slot.said != state:
+            self.slot.said = state
+            self.report({"type": "slot", "slot": self.slot.worker, "state": state})
+
+    def report(self, event: Event) -> None:
+        """Tell the coordinator something; that it cannot be told is no reason to stop."""
+        try:
+            self._tell(event)
+        except Exception as error:  # noqa: BLE001 - whatever a scheduler's connection may raise
+            self.slot.log("WARNING", f"a report of type {event['type']} could not be sent: {one_line(error)}")
+
+    def done(self, fields: Event, attempt_id: str) -> Outcome:
+        """Return the outcome of a split that was run to its end."""
+        record = SplitRecord.from_json(
+            {
+                **fields,
+                "attempt_id": attempt_id,
+                "failed_attempts": self._failed_attempts,
+                "seconds": time.monotonic() - self._began,
+                "worker": self.slot.worker,
+                "finished": time.time(),
+            }
+        )
+        if self._job.shared_rows_limit is not None:
+            record.extra["rows_limit"] = self._job.shared_rows_limit  # with the next splits it gets to all workers
+        prometheus.feed(self._settings, record.extra.get("metrics", ()))
+        return Outcome("done", self.split.number, record)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether another attempt at the split has been committed."""
+        return self.split.number in self._job.abandoned
+
+    def stopped(self) -> Outcome:
+        """Return the outcome of a split whose job was stopped, or which is not needed any more."""
+        reason = "another attempt was faster" if self.is_abandoned else "the job was closed"
+        return Outcome("stopped", self.split.number, message=self._job.stopped or reason)
+
+    def name(self, index: int) -> str:
+        """Return the id of a batch."""
+        return batch_id(self._settings.job_id, self.split.origin, index)
+
+    def ran(self, exhausted: int) -> None:
+        """Take in in how many batches the process has run out of memory; with too many of them it is replaced."""
+        if exhausted >= self.slot.patience:
+            self._say_replaced(f"{exhausted} batches have run out of memory in it", "the next split gets a new one")
+
+    def _replace(self, spent: Spent) -> None:
+        """End a process in the middle of the split, which is run again in a new one."""
+        self._say_replaced(spent.message, f"split {self.split.number} is run again in a new one")
+        for index in self._doubtful:  # what was not enough memory for a row there may be enough here
+            self._history.of(index).verdict = None
+        self._doubtful.clear()
+
+    def _say_replaced(self, reason: str, consequence: str) -> None:
+        self.slot.log("WARNING", f"the handler process is replaced: {reason} ({consequence})")
+        self.slot.patience *= 2  # if it was the data and not the process, new ones do not help
+        self.slot.replace()
+
+    # after a death ----------------------------------------------------------------------------------------------------
+
+    def _learn(self, death: Death, process: HandlerProcess) -> Outcome | None:
+        """Decide what a death means for the batches; returns an outcome when the split cannot be run again."""
+        if not process.ready:
+            return self._failed_start(death)
+        self._history.careful = self._history.careful or death.cause in ("crash", "out of memory")
+        snapshot = death.snapshot
+        if snapshot is None or snapshot.batch is None:
+            return self._nobody_to_blame(death)
+        index = snapshot.batch
+        self._failed_attempts += 1
+        known = self._history.of(index)
+        rows = snapshot.rows_in_hand or self._settings.dataset.batch_size
+        most = self._settings.limits.max_attempts
+        if death.cause == "out of memory" and rows > 1:
+            known.rows_limit = (rows + 1) // 2
+            what = f"it is tried again with {known.rows_limit} rows at once"
+        elif death.cause == "out of memory":
+            known.verdict = Verdict(death.cause, death.message, death.traceback, known.attempts + 1)
+            what = "with a single row, so it is not tried again"
+        else:
+            known.attempts += 1
+            what = f"attempt {known.attempts} of {most}"
+            if known.attempts >= most:
+                known.verdict = Verdict(death.cause, death.message, death.traceback, known.attempts)
+        self.slot.log(
+            "ERROR" if known.verdict else "WARNING",
+            f"batch {index} of split {self.split.number}: {death.message} ({what})",
+            batch=self.name(index),
+            **({"exc_info": death.traceback} if death.traceback else {}),
+        )
+        return None
+
+    def _failed_start(self, death: Death) -> Outcome | None:
+        """Count a death before the handler was there."""
+        self.slot.failed_starts += 1
+        self.slot.log("ERROR", death.message, **({"exc_info": death.traceback} if death.traceback else {}))
+        number = self.split.number
+        if death.cause == "out of memory":
+            return Outcome("out of memory", number, message=death.message)
+        if self.slot.failed_starts >= _MAX_STARTS:
+            times = f"{self.slot.failed_starts} times in a row"
+            return Outcome("worker error", number, message=f"{death.message}, {times}")
+        return None
+
+    def _nobody_to_blame(self, death: Death) -> Outcome | None:
+        """Count a death with no batch in hand against the split; in the end, against the batch that was being read."""
+        self._loose += 1
+        self._history.careful = True
+        where = death.snapshot.reading if death.snapshot is not None else None
+        message = f"{death.message} while reading batch {where}" if where is not None else death.message
+        text = f"split {self.split.number} is run again: {message}"
+        self.slot.log("WARNING", text, **({"exc_info": death.traceback} if death.traceback else {}))
+        most = max(self._settings.limits.max_attempts, 2)  # the first shows nothing: the stages overlapped
+        if self._loose < most:
+            return None
+        if self._history.unreadable is not None and self._history.unreadable[0] == 0:
+            return Outcome("worker error", self.split.number, message=f"{message}, even with no batch to handle")
+        self._loose = 0
+        first = where or 0
+        if self._history.unreadable is not None:
+            first = min(first, self._history.unreadable[0] - 1)
+        self._history.unreadable = (max(first, 0), Verdict(death.cause, message, death.traceback, most))
+        return None
+
+    def _remove_leftovers(self, attempt_id: str) -> None:
+        """Delete what an attempt left; nobody sees it, so it is no harm if that fails."""
+        with contextlib.suppress(OSError, CortexDaskError):
+            if self._writing is not None:
+                Path(self._writing).unlink(missing_ok=True)
+            output = self._settings.output
+            number = self.split.number
+            if output is not None:
+                Store(output.url).delete(staged_name(self._settings.job_id, number, attempt_id))
+            self._job.directory.store.delete(f"failures/{number:06d}-{attempt_id}.jsonl")
+
+
+def _complete(slot: Slot, report: Report) -> Outcome:
+    """Run ``on_job_complete`` in the slot's process, unless it has succeeded already.
+
+    That it has is noted here and not by the coordinator, which may be gone by then: another one must not run it again.
+    """
+    job = slot.job
+    if job.has_completion is False or job.directory.read_json("completed.json") is not None:
+        return Outcome("done", -1)
+    process = slot.process()
+    process.runs += 1
+    process.send({"type": "complete"})
+    while True:
+        event = process.inbox.get()
+        match event["type"]:
+            case "ready":
+                process.ready = True
+                job.has_completion = event["on_job_complete"]
+            case "init failed":
+                return Outcome(event["kind"], -1, message=event["message"])
+            case "completed":
+                job.chunks.hasten()
+                if event["metrics"]:
+                    report({"type": "metrics", "metrics": event["metrics"]})
+                    prometheus.feed(job.settings, event["metrics"])
+                if event["message"]:
+                    return Outcome("worker error", -1, message=event["message"])
+                with contextlib.suppress(OSError):  # the coordinator tries it as well
+                    job.directory.write_json("completed.json", {"time": time.time(), "metrics": event["metrics"]})
+                return Outcome("done", -1)
+            case "gone":
+                if job.stopped is not None or job.closed:
+                    return Outcome("stopped", -1, message=job.stopped or "the job was closed")
+                message = f"on_job_complete failed: the handler process {describe_exit(process.returncode)}"
+                trace = process.last_words()
+                slot.log("ERROR", message, **({"exc_info": trace} if trace else {}))
+                return Outcome("worker error", -1, message=message)

@@ -1,0 +1,238 @@
+"""The watch over one handler process while it runs a split: what it says, its times, its memory, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cortex_dask.io.job.records import Cause, Outcome
+from cortex_dask.runtime.progress_cell import Phase, Snapshot
+from cortex_dask.runtime.worker.handler_process import HandlerProcess, describe_exit
+
+if TYPE_CHECKING:
+    from cortex_dask.runtime.worker.supervisor import Supervision
+
+Event = dict[str, Any]
+
+_TICK = 0.1  # seconds between two looks at the progress cell
+_MEMORY_SECONDS = 0.2  # between two looks at the memory, and
+_MEMORY_SECONDS_HIGH = 0.05  # when half of it is used
+_WARN_SHARE = 0.8  # of the memory limit
+_NEAR_SHARE = 0.9  # of the memory limit: a SIGKILL that is not ours is taken for the kernel's out-of-memory killer
+_SCHEMA_SECONDS = 30.0  # until a split that waits for the output's schema gives its slot back
+_STOP_SECONDS = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a process ended before it had run its split."""
+
+    cause: Cause
+    message: str
+    snapshot: Snapshot | None  # None: it had not begun with the split
+    traceback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """That a process is of no more use although it lives."""
+
+    message: str
+
+
+class Watch:
+    """The watch over one process at work on the split that a supervision is about."""
+
+    def __init__(self, supervision: Supervision, process: HandlerProcess, attempt_id: str) -> None:
+        self._supervision = supervision
+        self._slot = supervision.slot
+        self._job = self._slot.job
+        self._limits = self._job.settings.limits
+        self._memory_limit = self._job.settings.compute.memory
+        self._process = process
+        self._attempt_id = attempt_id
+        process.runs += 1
+        self._run = process.runs
+        self._beats: tuple[int, ...] = ()
+        self._beaten = time.monotonic()
+        self._memory = 0
+        self._measured = 0.0
+        self._warned = False
+        self._proposal: str | None = None
+        self._asked = 0.0
+        self._pause = 0.0
+
+    def run(self) -> Outcome | Death | Spent:
+        """Have the split run; returns its outcome, or how the process died over it, or why it has to be replaced."""
+        supervision, process = self._supervision, self._process
+        supervision.say("running" if process.ready else "initializing")
+        process.tail.clear()
+        process.send(supervision.order(self._attempt_id, self._run))
+        look = 0.0
+        while True:
+            try:
+                event = process.inbox.get(timeout=self._timeout())
+            except queue.Empty:
+                event = None
+            if event is not None:
+                ended = self._take(event)
+                if ended is not None:
+                    return ended
+                if time.monotonic() < look:
+                    continue
+            look = time.monotonic() + _TICK
+            if self._proposal is not None:
+                self._answer()
+            snapshot = self._snapshot()
+            supervision.progress(snapshot)
+            death = self._check(snapshot)
+            if death is not None:
+                return death
+
+    def _timeout(self) -> float:
+        if self._proposal is not None:
+            return self._pause
+        limit = self._limits.batch_timeout or 1.0
+        return min(_TICK, max(limit / 10, 0.005))
+
+    def _snapshot(self) -> Snapshot | None:
+        snapshot = self._process.progress()
+        return snapshot if snapshot.run == self._run else None
+
+    # what the process says --------------------------------------------------------------------------------------------
+
+    def _take(self, event: Event) -> Outcome | Death | Spent | None:
+        supervision, process = self._supervision, self._process
+        number = supervision.split.number
+        match event["type"]:
+            case "ready":
+                process.ready = True
+                self._slot.failed_starts = 0
+                self._job.has_completion = event["on_job_complete"]
+                supervision.say("running")
+            case "init failed":
+                process.gone.wait(2.0)
+                return Outcome(event["kind"], number, message=event["message"])
+            case "schema":
+                self._proposal, self._asked, self._pause = event["schema"], time.monotonic(), 0.0
+                self._answer(first=True)
+            case "done" if event["run"] == self._run:
+                outcome = supervision.done(event["record"], self._attempt_id)
+                supervision.ran(event["exhausted"])
+                return outcome
+            case "spent" if event["run"] == self._run:
+                return Spent(event["message"])
+            case "aborted" if event["run"] == self._run:
+                return Outcome(event["kind"], number, schema=event["schema"], message=event["message"])
+            case "gone":
+                return self._death(None)
+            case _:
+                supervision.note(event)
+        return None
+
+    def _answer(self, *, first: bool = False) -> None:
+        """Look whether the schema is settled, and tell the process; after some time, that nobody settles it."""
+        proposal = self._proposal
+        assert proposal is not None
+        schema = self._job.schema or self._read_schema()
+        if schema is None and first:
+            self._supervision.report({"type": "schema", "split": self._supervision.split.number, "schema": proposal})
+            schema = self._read_schema()
+        if schema is not None or time.monotonic() - self._asked > _SCHEMA_SECONDS:
+            self._job.schema = schema
+            self._proposal = None
+            self._process.send({"type": "schema", "schema": schema})
+            return
+        # Usually the answer is there in some milliseconds, the time of a coordinator to write it.
+        self._pause = min(max(self._pause * 1.5, 0.002), 0.25)
+
+    def _read_schema(self) -> str | None:
+        with contextlib.suppress(OSError):
+            return self._job.directory.schema()
+        return None
+
+    # limits -----------------------------------------------------------------------------------------------------------
+
+    def _check(self, snapshot: Snapshot | None) -> Outcome | Death | None:
+        if self._job.stopped is not None or self._job.closed:
+            self._process.terminate(_STOP_SECONDS)
+            return self._supervision.stopped()
+        if self._supervision.is_abandoned:
+            # Killed and waited for: the slot's next split must not get to a process that is about to end.
+            return self._kill("crash", "another attempt at the split was faster")
+        death = self._check_memory()
+        if death is not None or snapshot is None:
+            return death
+        return self._check_times(snapshot)
+
+    def _check_memory(self) -> Outcome | Death | None:
+        limit = self._memory_limit
+        now = time.monotonic()
+        if limit is None:
+            return None
+        pause = _MEMORY_SECONDS_HIGH if self._memory > limit / 2 else _MEMORY_SECONDS
+        if now - self._measured < pause:
+            return None
+        self._measured = now
+        self._memory = used = self._process.memory()
+        if used > limit:
+            return self._kill(
+                "out of memory",
+                f"the handler process was killed: it used {_size(used)} of memory, its limit is {_size(limit)}",
+            )
+        if used > limit * _WARN_SHARE and not self._warned:
+            self._warned = True
+            self._slot.log("WARNING", f"the handler process uses {_size(used)} of the {_size(limit)} that it may")
+        return None
+
+    def _check_times(self, snapshot: Snapshot) -> Outcome | Death | None:
+        now = time.monotonic()
+        limit = self._limits.batch_timeout
+        if limit is not None and snapshot.called is not None and now - snapshot.called > limit:
+            return self._kill("timed out", f"handle_batch took longer than batch_timeout ({limit:g} s)", snapshot)
+        if snapshot.beats != self._beats or snapshot.phase == Phase.WAITING:
+            self._beats, self._beaten = snapshot.beats, now
+        limit = self._limits.stall_timeout
+        if limit is not None and now - self._beaten > limit:
+            return self._kill(
+                "timed out", f"there was no progress for longer than stall_timeout ({limit:g} s)", snapshot
+            )
+        return None
+
+    def _kill(self, cause: Cause, message: str, seen: Snapshot | None = None) -> Outcome | Death:
+        """Kill the process for a reason."""
+        trace = self._process.traceback() if cause == "timed out" else None
+        self._process.kill()
+        with contextlib.suppress(queue.Empty):  # a process that hangs in the kernel cannot even be killed
+            while (event := self._process.inbox.get(timeout=5.0))["type"] != "gone":
+                if event["type"] == "recovered" and seen is not None and event["batch"] == seen.batch:
+                    continue  # too late: what it returned is lost, and it is blamed for that
+                ended = self._take(event)  # it may have ended its split in the last moment
+                if isinstance(ended, Outcome):
+                    return ended
+        return self._death((cause, message), seen, trace)
+
+    def _death(
+        self, reason: tuple[Cause, str] | None, seen: Snapshot | None = None, trace: str | None = None
+    ) -> Outcome | Death:
+        """Say how the process ended: killed by us for a reason, or by itself."""
+        if self._job.stopped is not None or self._job.closed or self._supervision.is_abandoned:
+            return self._supervision.stopped()
+        if reason is not None:
+            # The batch that was seen over its limit is the one to blame. The signal that asked where it hangs may
+            # have ended its wait, so that the process has begun with another one before it was killed.
+            return Death(reason[0], reason[1], seen or self._snapshot(), trace)
+        snapshot = self._snapshot()
+        code = self._process.returncode
+        message = f"the handler process {describe_exit(code)}"
+        limit = self._memory_limit
+        if code == -9 and limit is not None and self._memory > limit * _NEAR_SHARE:
+            return Death("out of memory", f"{message} with {_size(self._memory)} in use", snapshot, None)
+        return Death("crash", message, snapshot, self._process.last_words())
+
+
+def _size(size: int) -> str:
+    return f"{size / 1024**2:,.0f} MiB"
