@@ -705,7 +705,7 @@ def test_an_idle_process_goes_with_its_worker_too(make: Make) -> None:
     job = make("class Handler:\n    def __init__(self, config): pass\n    def handle_batch(self): pass\n")
     code = (
         "import sys; from cortex_dask.runtime.worker.supervisor import run_completion;"
-        "run_completion(sys.argv[1], print); from cortex_dask.runtime import slots;"
+        "run_completion(sys.argv[1], print); from cortex_dask.runtime.worker import slots;"
         "process = slots._jobs[sys.argv[1]]._slots[0].process(); print(process.pid, flush=True); sys.stdin.read()"
     )
     worker = subprocess.Popen(

@@ -341,7 +341,7 @@ def test_unpacked_by_several_processes_at_once(folder: Path, tmp_path: Path) -> 
     archive = pack(folder)
     (tmp_path / "archive").write_bytes(archive.data)
     code = (
-        "import sys, pathlib; from cortex_dask.io.cache import unpack; p, h, c = sys.argv[1:]\n"
+        "import sys, pathlib; from cortex_dask.project.archive import unpack; p, h, c = sys.argv[1:]\n"
         "def fetch():\n"
         "    print('fetched'); return pathlib.Path(p).read_bytes()\n"
         "place = pathlib.Path(unpack(fetch, h, c)); assert (place / 'handler.py').read_text()\n"
@@ -421,7 +421,7 @@ def test_prune_removes_what_nobody_uses(folder: Path, tmp_path: Path) -> None:
     archive = pack(folder)
     (tmp_path / "archive").write_bytes(archive.data)
     hold = (
-        "import sys, pathlib; from cortex_dask.io.cache import unpack\n"
+        "import sys, pathlib; from cortex_dask.project.archive import unpack\n"
         "unpack(pathlib.Path(sys.argv[1]).read_bytes(), *sys.argv[2:]); print(flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(tmp_path / "archive"), archive.hash, str(root)]

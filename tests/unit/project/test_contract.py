@@ -188,7 +188,7 @@ def test_load_file_under_its_own_name(tmp_path) -> None:
     (tmp_path / "helper.py").write_text("def handler_class():\n    import handler\n    return handler.Handler\n")
     (tmp_path / "json.py").write_text(handler(INIT, BATCH))
     code = (
-        "import sys, json; sys.path.insert(0, sys.argv[1]); from cortex_dask.project.contract import load_file\n"
+        "import sys, json; sys.path.insert(0, sys.argv[1]); from cortex_dask.project.loader import load_file\n"
         "cls = load_file(sys.argv[1] + '/handler.py'); import helper\n"
         "assert helper.handler_class() is cls, cls.__module__\n"
         "other = load_file(sys.argv[1] + '/json.py'); assert other.__module__ != 'json' and json.dumps(1)\n"

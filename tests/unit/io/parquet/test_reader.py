@@ -276,7 +276,7 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
     del table
     reader = (
         "import resource, sys, json\n"
-        "from cortex_dask.io.batch import read_split\n"
+        "from cortex_dask.io.reading import read_split\n"
         "from cortex_dask.io.job.splits import PlanHeader, Split\n"
         "import cortex_dask.io.parquet.reader\n"
         "header, *splits = map(json.loads, sys.stdin)\n"

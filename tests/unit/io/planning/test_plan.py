@@ -358,7 +358,7 @@ def test_the_last_splits_are_half_as_large(tmp_path: Path, files: int) -> None:
 
 
 def test_splits_of_a_large_input_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning_parquet, "_LARGEST", packing._LARGEST // 100)
+    monkeypatch.setattr(packing, "_LARGEST", packing._LARGEST // 100)
     rows = 3000
     for number in range(8):
         columns = {name: np.random.default_rng(number).random(rows) for name in "abcdefghijklmnop"}
