@@ -17,7 +17,7 @@ LAYERS = [
     ["io.rows"],
     ["io.output"],
     ["io.planning"],
-    ["io.reading", "io.cache"],
+    ["io.reading", "io.cache", "io.kernels"],
     ["project"],
     ["spec"],
     ["environments", "display", "tensorflow"],

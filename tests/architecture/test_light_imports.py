@@ -16,10 +16,14 @@ HEAVY = ("dask", "distributed", "pydantic", "click", "rich")
 LAZY = ("pandas", "polars", "s3fs", "pyarrow.dataset", "jinja2", "IPython")
 
 
+#: The light modules beside those of ``io``.
+LIGHT = ("errors.py", "project/contract.py", "project/loader.py", "__init__.py")
+
+
 def light_modules() -> list[str]:
     paths = [
         *(PACKAGE / "io").rglob("*.py"),
-        *(PACKAGE / name for name in ("errors.py", "project/contract.py", "project/loader.py", "__init__.py")),
+        *map(PACKAGE.joinpath, LIGHT),
     ]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in sorted(paths)]
     return [*names, "cortex_dask.runtime.handler_process.main"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import cortex_dask.runtime.supervisor  # noqa: F401 - as above
 import distributed.scheduler
 import distributed.worker  # noqa: F401 - imported for the processes to come
 import s3fs  # noqa: F401 - as above
 
+import cortex_dask.runtime.worker.supervisor  # noqa: F401 - as above
 import tests.faults.processes  # noqa: F401 - as above

@@ -1,5 +1,4 @@
-"""The short way of records to JSON lines: dicts whose values are plain and of the schema's types, encoded as they
-are.
+"""Rows as JSON lines: columns by Arrow, and a shorter way for records of plain values.
 
 Through Arrow (:mod:`cortex_dask.io.json.encoder`) every row of a batch of 32 costs several microseconds, most of them
 for columns that are made and thrown away. Rows that need no conversion need no columns. Whatever is not plainly what

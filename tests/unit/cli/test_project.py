@@ -49,7 +49,8 @@ def test_the_handler_recognises_digits(tmp_path: Path) -> None:
     """On rows that the model was not trained on, in the project's own directory, as a worker runs it."""
     project = cli_project.create(tmp_path / "digits")
     code = (
-        "import pandas as pd, yaml; from cortex_dask.project.contract import check_class; from cortex_dask.project.loader import load_file\n"
+        "import pandas as pd, yaml; from cortex_dask.project.contract import check_class\n"
+        "from cortex_dask.project.loader import load_file\n"
         "cls = load_file('handler.py'); check_class(cls)\n"
         "handler = cls(yaml.safe_load(open('cortex.yaml'))[0]['handler']['config'])\n"
         "rows = pd.read_parquet('data'); rows = rows[rows['id'] % 2 == 1]\n"
