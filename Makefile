@@ -1,7 +1,8 @@
 # Everything that is done with this repository, on a machine that has Python 3.11 or newer and make (3.81 will do).
 #
 #   make demo     a virtual environment, then the main job on real data with 4 workers
-#   make test     the same set-up, then the test suite
+#   make test     the same set-up, then the tests of every layer (some minutes)
+#   make test-all   all tests that need nothing but this machine: every fault, every cluster, the gateway
 #   make test-examples   every example with its own library, installed below .venv/examples (minutes, the first time)
 #   make test-kubernetes   the tests on a real Kubernetes: the cluster that KUBECONFIG names (docs/kubernetes.md says how)
 #   make test-gpu   the tests on real GPUs, with the PyTorch that is in .venv (docs/gpus.md says how)
@@ -21,6 +22,7 @@ CPUS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # Tests wait for processes more than they compute, so even two cores keep three of them busy.
 TEST_WORKERS ?= $(shell test $(CPUS) -gt 2 && echo $(CPUS) || echo 3)
 TESTS ?=
+HERE := not examples and not kubernetes and not gpu
 BENCH ?=
 
 # A shell may forbid bytecode; then every handler process would compile its imports again.
@@ -28,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-examples test-kubernetes test-gpu install-kubernetes lint format bench clean install
+.PHONY: help demo test test-extended test-all test-examples test-kubernetes test-gpu install-kubernetes lint format bench clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -36,8 +38,15 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py
 
+# Tests that are named are run, also those of make test-all.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(if $(TESTS),-m "$(HERE)") $(TESTS)
+
+# What make test leaves out; tests/tiers.py says what that is.
+test-extended: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m extended $(TESTS)
+
+test-all: test test-extended
 
 # Two at a time: they wait for downloads and for processes.
 test-examples: $(VENV)/.installed-test

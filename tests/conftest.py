@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.faulty_s3 import FaultyS3
+from tests.tiers import split_tiers
 
 if TYPE_CHECKING:
     from tests.support.gateway_server import GatewayServer
@@ -88,3 +89,14 @@ def follow_environment() -> None:
 
     environment = frozenset(item for item in os.environ.items() if item[0].startswith(("AWS_", "FSSPEC_")))
     S3FileSystem._cache = _caches.setdefault(environment, {})
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m reads the markers
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what only ``make test-all`` runs; see :mod:`tests.tiers`."""
+    extended, stale = split_tiers([item.nodeid for item in items])
+    for item in items:
+        if item.nodeid in extended:
+            item.add_marker(pytest.mark.extended)
+    if stale and config.args == config.getini("testpaths"):
+        raise pytest.UsageError(f"tests/tiers.py: no test matches {', '.join(stale)}: change or remove the pattern")
