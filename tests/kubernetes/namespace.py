@@ -63,21 +63,21 @@ class Namespace:
         if shutil.which("kubectl") is None:
             pytest.fail("the tests on Kubernetes need kubectl on the PATH", pytrace=False)
         try:
-            self._run("get", "crd", _CRD)
+            self.run("get", "crd", _CRD)
         except AssertionError as error:
             config = os.environ.get("KUBECONFIG") or "~/.kube/config"
             pytest.fail(
                 f"the cluster of KUBECONFIG ({config}) cannot be reached, or lacks the Dask operator: {error}",
                 pytrace=False,
             )
-        self._run("create", "namespace", self.name)
+        self.run("create", "namespace", self.name)
         self.apply(RBAC.read_text())
         until(lambda: self.find("serviceaccount", "default"), "the namespace's own account", 60)
 
     def delete(self) -> None:
         """Remove it with all that is in it."""
         self.kubectl("delete", "daskclusters,daskjobs,daskautoscalers", "--all", "--wait=false", check=False)
-        self._run("delete", "namespace", self.name, "--wait=false", "--ignore-not-found")
+        self.run("delete", "namespace", self.name, "--wait=false", "--ignore-not-found")
         try:
             until(lambda: not self._exists(), f"the namespace {self.name} to go", 90)
         except AssertionError:
@@ -87,15 +87,15 @@ class Namespace:
             until(lambda: not self._exists(), f"the namespace {self.name} to go", 60)
 
     def _exists(self) -> bool:
-        return bool(self._run("get", "namespace", self.name, "--ignore-not-found", "--output=name").strip())
+        return bool(self.run("get", "namespace", self.name, "--ignore-not-found", "--output=name").strip())
 
     # kubectl --------------------------------------------------------------------------------------------------------
 
     def kubectl(self, *arguments: str, given: str | None = None, check: bool = True, as_account: str = "") -> str:
         """Run ``kubectl`` in the namespace and return what it printed; ``given`` is its standard input."""
-        return self._run(f"--namespace={self.name}", *arguments, given=given, check=check, as_account=as_account)
+        return self.run(f"--namespace={self.name}", *arguments, given=given, check=check, as_account=as_account)
 
-    def _run(self, *arguments: str, given: str | None = None, check: bool = True, as_account: str = "") -> str:
+    def run(self, *arguments: str, given: str | None = None, check: bool = True, as_account: str = "") -> str:
         environment = self._environment
         if as_account:
             environment = {**environment, "KUBECONFIG": str(self.kubeconfig(as_account))}
@@ -157,7 +157,7 @@ class Namespace:
 
     def server_version(self) -> tuple[int, int]:
         """Return the version of Kubernetes."""
-        server = json.loads(self._run("version", "--output=json"))["serverVersion"]
+        server = json.loads(self.run("version", "--output=json"))["serverVersion"]
         return int(server["major"]), int(server["minor"].rstrip("+"))
 
     # accounts -------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class Namespace:
             }
             self.apply_all(secret)
             token = until(lambda: self._token(f"{account}-login"), "a token", 30)
-            view = yaml.safe_load(self._run("config", "view", "--minify", "--flatten", "--raw"))
+            view = yaml.safe_load(self.run("config", "view", "--minify", "--flatten", "--raw"))
             view["users"] = [{"name": account, "user": {"token": token}}]
             view["contexts"][0]["context"].update(user=account, namespace=self.name)
             path = self._folder / f"kubeconfig-{account}"

@@ -54,11 +54,11 @@ def test_a_pod_has_what_the_api_says(namespace: Namespace, kubernetes: Kubernete
     namespace.wait_for(lambda: kubernetes.pods_of(job, "worker"), "a worker's pod", 120)
     # before any node is of the group
     namespace.wait_for(lambda: "didn't match" in unscheduled(kubernetes.pods_of(job, "worker")), "a pod without a node")
-    namespace._run("label", "node", node, f"cortex-dask/node-group=group-{namespace.name}")
+    namespace.run("label", "node", node, f"cortex-dask/node-group=group-{namespace.name}")
     try:
         (call,) = job.until_calls()
     finally:
-        namespace._run("label", "node", node, "cortex-dask/node-group-")
+        namespace.run("label", "node", node, "cortex-dask/node-group-")
 
     (pod,) = kubernetes.pods_of(job, "worker")
     (container,) = pod["spec"]["containers"]

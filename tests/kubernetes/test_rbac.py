@@ -28,5 +28,5 @@ def test_the_account_may_not(verb: str, what: str, namespace: Namespace) -> None
 
 def test_the_account_may_do_nothing_in_other_namespaces(namespace: Namespace) -> None:
     namespace.kubeconfig(ACCOUNT)
-    answer = namespace._run("auth", "can-i", "list", "pods", "--namespace=default", check=False, as_account=ACCOUNT)
+    answer = namespace.run("auth", "can-i", "list", "pods", "--namespace=default", check=False, as_account=ACCOUNT)
     assert answer.strip() == "no"
