@@ -14,7 +14,8 @@ MOST_WORDS = 25
 
 def table(heading: str) -> list[list[str]]:
     """Return the cells of the first table after a heading, without its head."""
-    rows = [line for line in PAGE.partition(f"## {heading}\n")[2].splitlines() if line.startswith("|")]
+    section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
@@ -25,7 +26,7 @@ def test_what_it_names_exists() -> None:
 
 
 def test_the_picture_shows_every_package() -> None:
-    shown = set(re.findall(r"[\w/]+(?:/|\.py)", "".join(re.findall(r'\["([^"]+)"\]', PICTURE))))
+    shown = set(re.findall(r"[\w/]+(?:/|\.py)", " ".join(re.findall(r'\["([^"]+)"\]', PICTURE))))
     folders = {str(path.parent.relative_to(PACKAGE)) + "/" for path in sources() if path.parent != PACKAGE}
     containers = {"io/", "runtime/"}
     assert {name for name in shown if not (PACKAGE / name).exists()} == set()

@@ -1,4 +1,4 @@
-"""What keeps the package easy to see: few modules in a folder, each name once, small constructors, no untyped messages."""
+"""What keeps the package easy to see: small folders, each name once, small constructors, typed messages."""
 
 from __future__ import annotations
 
