@@ -15,6 +15,7 @@ TensorFlow is imported when the first model is loaded, and never anywhere but in
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import threading
 import time
@@ -26,15 +27,17 @@ import numpy as np
 from cortex_dask.errors import HandlerError, InputError
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.runtime.failures import one_line
-from cortex_dask.runtime.handler_process.log import logger
 from cortex_dask.tensorflow.models import LATEST, Model, Models
-from cortex_dask.tensorflow.signature import ModelSignature, Tensor, choose
+from cortex_dask.tensorflow.signature import ModelSignature, Tensor, choose_signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: The environment variable that names a running TensorFlow Serving.
 SERVING_VARIABLE = "TF_SERVING_URL"
+
+# A child of the handlers' logger, so that its lines come out in the same way.
+_log = logging.getLogger("cortex.tensorflow")
 
 
 class PredictClient(Protocol):
@@ -52,23 +55,11 @@ class PredictClient(Protocol):
 
 
 def connect(settings: JobSettings, directory: str | None = None) -> PredictClient:
-    """Return the client of a job: to TensorFlow Serving where ``TF_SERVING_URL`` is set, else one of this process.
+    """Return a job's client: of TensorFlow Serving where ``TF_SERVING_URL`` is set, else of this process.
 
-    Parameters
-    ----------
-    settings : JobSettings
-        Say where the models are.
-    directory : str, optional
-        The project directory, to which relative paths of models are relative.
-
-    Raises
-    ------
-    HandlerError
-        If TensorFlow is needed and not installed.
-    InputError
-        If a model is not there.
+    Raises HandlerError if TensorFlow is needed and not installed, InputError if a model is missing.
     """
-    models = Models.configured(settings.handler.extra.get("models") or {}, directory)
+    models = Models.from_settings(settings.handler.extra.get("models") or {}, directory)
     if url := os.environ.get(SERVING_VARIABLE):
         from cortex_dask.tensorflow.serving import ServingClient
 
@@ -80,31 +71,25 @@ def connect(settings: JobSettings, directory: str | None = None) -> PredictClien
         )
     models.check()
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # slots may share a device
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings and errors, not what the CPU can do
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings and errors, not the features of the CPU
     return TensorFlowClient(models)
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class _LoadedModel:
     """A version of a model in memory."""
 
     function: Callable[..., dict[str, Any]]
     signature: ModelSignature
-    keep: Any  # the model itself: its variables live as long as it does
+    model: Any  # kept because its variables live only as long as it does
 
 
 class TensorFlowClient:
-    """Runs the models of an API in this process; each version is loaded once, when it is first asked for.
-
-    Parameters
-    ----------
-    models : Models
-        Those of the API.
-    """
+    """Runs the models of an API in this process; each version is loaded once, on its first use."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
-        self._loaded: dict[tuple[str, str], _Loaded] = {}
+        self._loaded: dict[tuple[str, str], _LoadedModel] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -136,45 +121,45 @@ class TensorFlowClient:
             If there is no such model, version, signature or input, or an input has another shape or type; the message
             lists what there is.
         """
-        model = self._models.named(model_name)
+        model = self._models.get(model_name)
         version = model.version(model_version)
         loaded = self._load(model, version)
-        arrays = loaded.signature.fit(model_input, str(model))
+        arrays = loaded.signature.convert(model_input, str(model))
         outputs = loaded.function(**{name: _tensor(array) for name, array in arrays.items()})
         return {name: _array(value) for name, value in outputs.items()}
 
     def prepare(self) -> None:
-        """Load the model, where there is just one: what is wrong with it then ends the job before its first batch."""
+        """Load a single model, so that a broken one fails the job before its first batch."""
         if self._models.only is not None:
             self._load(self._models.only, self._models.only.version())
 
-    def _load(self, model: Model, version: str) -> _Loaded:
+    def _load(self, model: Model, version: str) -> _LoadedModel:
         key = (model.url, version)
         with self._lock:
             if key not in self._loaded:
                 started = time.monotonic()
-                self._loaded[key] = _read(model, version)
-                logger.debug("loaded version %s of %s in %.1f s", version, model, time.monotonic() - started)
+                self._loaded[key] = _load_model(model, version)
+                _log.debug("loaded version %s of %s in %.1f s", version, model, time.monotonic() - started)
             return self._loaded[key]
 
 
-def _read(model: Model, version: str) -> _Loaded:
-    """Load a version of a model from this host's copy."""
+def _load_model(model: Model, version: str) -> _LoadedModel:
+    """Load a version of a model from its copy on this host."""
     import tensorflow as tf
 
-    folder = model.local(version)
+    folder = model.local_folder(version)
     try:
-        keep = tf.saved_model.load(folder)
+        loaded = tf.saved_model.load(folder)
     except Exception as error:
         raise InputError(f"{model}, version {version}, cannot be loaded: {one_line(error)}") from error
-    name = choose(keep.signatures, model.signature_key, str(model))
-    function = keep.signatures[name]
+    name = choose_signature(loaded.signatures, model.signature_key, str(model))
+    function = loaded.signatures[name]
     signature = ModelSignature(
         name,
         tuple(_describe(key, spec) for key, spec in function.structured_input_signature[1].items()),
         tuple(_describe(key, spec) for key, spec in function.structured_outputs.items()),
     )
-    return _Loaded(function, signature, keep)
+    return _LoadedModel(function, signature, loaded)
 
 
 def _describe(name: str, spec: Any) -> Tensor:

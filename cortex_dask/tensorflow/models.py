@@ -1,9 +1,9 @@
-"""The models of ``type: tensorflow``: where they lie, which versions there are, and their copy on this host.
+"""The models of ``type: tensorflow``: their folders, their versions, and their copies on this host.
 
-A model is a folder that holds ``saved_model.pb`` (and ``variables/``), or folders named by integers, its versions, that
-do. It may lie on any file system that fsspec knows. One on the local file system is used in its place; any other is
-fetched once per host, into the cache folder, under a name made of its files' names, sizes and ETags (or time stamps):
-a model that is replaced is fetched again, and no process ever sees half of one.
+A model is a folder that holds ``saved_model.pb`` (and ``variables/``), or one folder for each version, named by an
+integer. It may lie on any file system that fsspec knows. A local model is used in place; any other is fetched once per
+host into the cache folder, under a key made of its files' names, sizes and ETags (or time stamps). So a model that is
+replaced is fetched again, and no process ever sees half of one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,16 +23,20 @@ from cortex_dask.io.cache import hold
 from cortex_dask.io.store.errors import shown_url
 from cortex_dask.io.store.retry import persist
 from cortex_dask.io.store.store import Store
-from cortex_dask.runtime.handler_process.log import logger
-from cortex_dask.tensorflow.signature import shown_names
+from cortex_dask.tensorflow.signature import name_list
 
 #: The version that means the highest number.
 LATEST = "latest"
+#: Bytes of one request for a part of a file.
+BLOCK_SIZE = 16 << 20
 
-_SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
+# A child of the handlers' logger, so that its lines come out in the same way.
+_log = logging.getLogger("cortex.tensorflow")
+
+_SAVED_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
 _ONLY_VERSION = "1"  # of a model whose folder has no versions
-#: What file systems call that which changes with a file's content, the best first.
-_MARKS = (
+#: Keys under which file systems report what changes with a file's content, the most precise first.
+_CONTENT_KEYS = (
     "ETag",
     "etag",
     "md5Hash",
@@ -43,50 +48,35 @@ _MARKS = (
     "updated",
     "created",
 )
-_BLOCK = 16 << 20  # bytes of one request
-_REQUESTS = 8  # at a time
-_TRIES = 3  # for a model that is replaced while it is fetched
+_CONCURRENT_REQUESTS = 8
+_FETCH_ATTEMPTS = 3  # for a model that is replaced while it is fetched
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class _ModelFile:
+    """One file of a model that is not local."""
+
     name: str  # relative to the model
     size: int
-    mark: str  # changes with its content
+    content_mark: str  # changes with its content
 
 
 @dataclass(slots=True)
 class Model:
-    """A model of the configuration.
+    """A model of the configuration."""
 
-    Parameters
-    ----------
-    name : str or None
-        What the handler calls it by; None for the only one.
-    url : str
-        Its folder.
-    signature_key : str or None
-        The signature to run.
-    """
-
-    name: str | None
+    name: str | None  # as the handler names it; None for the only one
     url: str
-    signature_key: str | None = None
-    _versions: dict[str, str] | None = field(default=None, init=False, repr=False)  # version -> folder in the model
+    signature_key: str | None = None  # the signature to run
+    _folders: dict[str, str] | None = field(default=None, init=False, repr=False)  # version -> folder in the model
 
     def __str__(self) -> str:
         where = shown_url(self.url)
         return f"the model {where}" if self.name is None else f"the model {self.name} ({where})"
 
     def version(self, wanted: str | int = LATEST) -> str:
-        """Return the version that is meant; looks at what is there once, so a process keeps to one latest version.
-
-        Raises
-        ------
-        InputError
-            If there is no such version, or no model.
-        """
-        versions = self._known()
+        """Return the version that is meant, or raise InputError; the latest one stays the same within a process."""
+        versions = self._version_folders()
         text = str(wanted)
         if text == LATEST:
             return max(versions, key=int)
@@ -94,103 +84,69 @@ class Model:
             if version == text or (text.isdecimal() and int(version) == int(text)):
                 return version
         raise InputError(
-            f"{self} has no version {text!r}; it has {shown_names(sorted(versions, key=int))}, and {LATEST} is the "
+            f"{self} has no version {text!r}; it has {name_list(sorted(versions, key=int))}, and {LATEST} is the "
             "highest"
         )
 
-    def local(self, wanted: str | int = LATEST) -> str:
-        """Return the folder of a version on this host; fetched if no process of this host has done so.
-
-        Raises
-        ------
-        InputError
-            If there is no such version, or no model.
-        StorageError
-            If it cannot be fetched.
-        """
-        version = self.version(wanted)
+    def local_folder(self, wanted: str | int = LATEST) -> str:
+        """Return the folder of a version on this host, fetched unless another process of this host has done so."""
+        folder = self._version_folders()[self.version(wanted)]
         store = Store(self.url)
-        folder = self._known()[version]
-        place = store.child(folder) if folder else store
-        if place.is_local:
-            return place.url
-        for _ in range(_TRIES):
-            files = _listing(place)
+        source = store.child(folder) if folder else store
+        if source.is_local:
+            return source.url
+        for _ in range(_FETCH_ATTEMPTS):
+            files = _list_files(source)
             key = hashlib.sha256(
-                json.dumps([place.url, [[file.name, file.size, file.mark] for file in files]]).encode()
+                json.dumps([source.url, [[file.name, file.size, file.content_mark] for file in files]]).encode()
             ).hexdigest()
             with contextlib.suppress(_ReplacedError):
-                return hold("models", key, lambda target, files=files: _fetch(place, files, target))  # type: ignore[misc]  # the default binds the loop's value
+                return hold("models", key, lambda target, files=files: _fetch(source, files, target))  # type: ignore[misc]  # the default binds the loop's value
         raise StorageError(
-            f"{self} was replaced {_TRIES} times while it was fetched: run the job when it stays as it is"
+            f"{self} was replaced {_FETCH_ATTEMPTS} times while it was fetched: run the job when it stays as it is"
         )
 
-    def _known(self) -> dict[str, str]:
-        if self._versions is None:
-            self._versions = self._find_versions()
-        return self._versions
+    def _version_folders(self) -> dict[str, str]:
+        if self._folders is None:
+            self._folders = self._find_versions()
+        return self._folders
 
     def _find_versions(self) -> dict[str, str]:
         store = Store(self.url)
         entries = store.children()
         numbers = [name for name in entries if name.isdecimal() and name.isascii()]
-        whole = {number for number in numbers if _is_saved_model(store.child(number).children())}
+        complete = {number for number in numbers if _is_saved_model(store.child(number).children())}
         if _is_saved_model(entries):
-            if whole:
+            if complete:
                 raise InputError(
-                    f"{self} holds a saved_model.pb and the versions {shown_names(sorted(whole, key=int))}; move the "
+                    f"{self} holds a saved_model.pb and the versions {name_list(sorted(complete, key=int))}; move the "
                     "first into a folder that is named by its version"
                 )
             return {_ONLY_VERSION: ""}
-        if left := sorted(set(numbers) - whole, key=int):
-            logger.warning("%s: no saved_model.pb in %s, so not used as a version", self, shown_names(left))
-        if not whole:
+        if incomplete := sorted(set(numbers) - complete, key=int):
+            _log.warning("%s: no saved_model.pb in %s, so not used as a version", self, name_list(incomplete))
+        if not complete:
             if not entries:
                 raise InputError(
                     f"{self} is not there, or empty; it should hold saved_model.pb, or folders 1, 2, … that do"
                 )
             raise InputError(
-                f"{self} holds neither saved_model.pb nor folders 1, 2, … that do; it holds {shown_names(entries)}"
+                f"{self} holds neither saved_model.pb nor folders 1, 2, … that do; it holds {name_list(entries)}"
             )
-        return {number: number for number in sorted(whole, key=int)}
+        return {number: number for number in sorted(complete, key=int)}
 
 
 @dataclass(slots=True)
 class Models:
-    """The models of an API: ``handler.models`` of its configuration.
+    """The models of an API: ``handler.models`` of its configuration."""
 
-    Parameters
-    ----------
-    models : list of Model
-        Those that are listed.
-    only : bool
-        Whether there is just one, which needs no name.
-    folder : str or None
-        The URL of the folder whose subfolders are models.
-    signature_key : str or None
-        For models that name none.
-    """
-
-    models: dict[str | None, Model]
-    folder: str | None = None
-    signature_key: str | None = None
+    models: dict[str | None, Model]  # those that are listed, by name; the key is None for a single one
+    folder: str | None = None  # the URL of the folder whose subfolders are models
+    signature_key: str | None = None  # for models that have none of their own
 
     @classmethod
-    def configured(cls, settings: Mapping[str, Any], directory: str | None = None) -> Models:
-        """Take ``handler.models`` of a checked configuration.
-
-        Parameters
-        ----------
-        settings : mapping
-            With one of the keys ``path``, ``paths`` and ``dir``, and perhaps ``signature_key``.
-        directory : str, optional
-            What relative paths are relative to: the project directory. Default: the working directory.
-
-        Raises
-        ------
-        InputError
-            If there is none of the keys.
-        """
+    def from_settings(cls, settings: Mapping[str, Any], directory: str | None = None) -> Models:
+        """Return the models of a checked configuration; relative paths are relative to the project directory."""
         key = settings.get("signature_key")
         if path := settings.get("path"):
             return cls({None: Model(None, _absolute(path, directory), key)}, signature_key=key)
@@ -210,29 +166,18 @@ class Models:
 
     @property
     def only(self) -> Model | None:
-        """The model, where there is just one and it needs no name."""
+        """The single model, which needs no name."""
         return self.models.get(None)
 
-    def named(self, name: str | None) -> Model:
-        """Return a model.
-
-        Parameters
-        ----------
-        name : str or None
-            Its name; a single model has none, and is meant whatever the name.
-
-        Raises
-        ------
-        InputError
-            If there is no such model, or the name is missing.
-        """
+    def get(self, name: str | None) -> Model:
+        """Return a model by its name, or raise InputError; a single model has none, so any name means it."""
         if self.only is not None:
             return self.only
         if name is None:
-            raise InputError(f"model_name is missing: the models are {shown_names(self.names())}")
+            raise InputError(f"model_name is missing: the models are {name_list(self.names())}")
         if name not in self.models:
             if self.folder is None or name not in self.names():
-                raise InputError(f"there is no model {name!r}; the models are {shown_names(self.names())}")
+                raise InputError(f"there is no model {name!r}; the models are {name_list(self.names())}")
             self.models[name] = Model(name, Store(self.folder).child(name).url, self.signature_key)
         return self.models[name]
 
@@ -243,13 +188,7 @@ class Models:
         return [name for name in self.models if name is not None]
 
     def check(self) -> None:
-        """Look whether they are there, so that a job with a wrong path ends before it begins.
-
-        Raises
-        ------
-        InputError
-            If one is missing.
-        """
+        """Raise InputError if a model is missing, so that a job with a wrong path fails before its first batch."""
         for model in self.models.values():
             model.version()
         if self.folder is not None and not self.names():
@@ -259,22 +198,22 @@ class Models:
 
 
 class _ReplacedError(Exception):
-    """A model was replaced while it was fetched."""
+    """A model changed while it was fetched."""
 
 
 def _absolute(path: str, directory: str | None) -> str:
-    """Return a path or URL, a relative path below the directory."""
+    """Return a path or URL; a relative path is taken as one below the directory."""
     if "://" in path or directory is None:
         return path
     return str(Path(directory, Path(path).expanduser()))
 
 
 def _is_saved_model(entries: list[str]) -> bool:
-    return any(name in entries for name in _SAVED_MODEL)
+    return any(name in entries for name in _SAVED_MODEL_FILES)
 
 
-def _listing(store: Store) -> list[_File]:
-    """Return all files of a folder that is not local."""
+def _list_files(store: Store) -> list[_ModelFile]:
+    """Return all files below a folder that is not local, without fsspec's cache of listings."""
 
     def find() -> dict[str, dict[str, Any]]:
         store.fs.invalidate_cache()
@@ -283,7 +222,7 @@ def _listing(store: Store) -> list[_File]:
 
     start = store.path().rstrip("/") + "/"
     files = [
-        _File(path.removeprefix(start), int(info["size"] or 0), _mark(info))
+        _ModelFile(path.removeprefix(start), int(info["size"] or 0), _content_mark(info))
         for path, info in sorted(persist(find, store.url).items())
         if path.startswith(start) and info["type"] != "directory" and not path.endswith("/")
     ]
@@ -295,32 +234,32 @@ def _listing(store: Store) -> list[_File]:
     return files
 
 
-def _mark(info: Mapping[str, Any]) -> str:
-    return next((f"{key}={info[key]}" for key in _MARKS if info.get(key)), "")
+def _content_mark(info: Mapping[str, Any]) -> str:
+    return next((f"{key}={info[key]}" for key in _CONTENT_KEYS if info.get(key)), "")
 
 
-def _fetch(store: Store, files: list[_File], target: Path) -> None:
-    """Copy files into an empty folder, several requests at a time."""
+def _fetch(store: Store, files: list[_ModelFile], target: Path) -> None:
+    """Copy files into an empty folder, several blocks at a time."""
     for file in files:
         path = target / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as made:
-            made.truncate(file.size)
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        for copied in [pool.submit(_copy, store, file, start, target) for file, start in _blocks(files)]:
+        with path.open("wb") as empty:
+            empty.truncate(file.size)
+    with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
+        for copied in [pool.submit(_copy_block, store, file, start, target) for file, start in _blocks(files)]:
             copied.result()
-    if _listing(store) != files:
+    if _list_files(store) != files:
         raise _ReplacedError
 
 
-def _blocks(files: list[_File]) -> Iterator[tuple[_File, int]]:
+def _blocks(files: list[_ModelFile]) -> Iterator[tuple[_ModelFile, int]]:
     for file in files:
-        for start in range(0, file.size, _BLOCK):
+        for start in range(0, file.size, BLOCK_SIZE):
             yield file, start
 
 
-def _copy(store: Store, file: _File, start: int, target: Path) -> None:
-    stop = min(start + _BLOCK, file.size)
+def _copy_block(store: Store, file: _ModelFile, start: int, target: Path) -> None:
+    stop = min(start + BLOCK_SIZE, file.size)
     try:
         data = store.read_range(file.name, start, stop)
     except FileNotFoundError:
@@ -328,9 +267,9 @@ def _copy(store: Store, file: _File, start: int, target: Path) -> None:
     if len(data) != stop - start:
         raise _ReplacedError
     try:
-        with (target / file.name).open("r+b") as part:
-            part.seek(start)
-            part.write(data)
+        with (target / file.name).open("r+b") as copy:
+            copy.seek(start)
+            copy.write(data)
     except OSError as error:
         raise StorageError(
             f"the model's file {file.name} cannot be kept in {target.parent}: {error.strerror}"

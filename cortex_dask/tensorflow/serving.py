@@ -1,8 +1,8 @@
-"""The client of a running TensorFlow Serving, over its REST interface, with what the in-process client offers.
+"""``tensorflow_client`` as a client of a running TensorFlow Serving, over its REST interface.
 
 It is used where ``TF_SERVING_URL`` is set, for instance to ``http://localhost:8501``. The interface is that of
-https://www.tensorflow.org/tfx/serving/api_rest: the columnar form of ``:predict``, and ``metadata`` to learn a
-signature's names, types and shapes, which are checked here before anything is sent.
+https://www.tensorflow.org/tfx/serving/api_rest: the columnar form of ``:predict``, and ``metadata`` to learn the names,
+types and shapes of a signature, by which inputs are checked before anything is sent.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -19,19 +20,19 @@ import numpy as np
 
 from cortex_dask.errors import CortexDaskError, InputError
 from cortex_dask.tensorflow.models import LATEST, Model, Models
-from cortex_dask.tensorflow.signature import ModelSignature, Tensor, choose, shown_names
+from cortex_dask.tensorflow.signature import ModelSignature, Tensor, choose_signature, name_list
 
-#: Seconds for the answer to a request.
+#: The environment variable for the seconds that an answer to a request may take.
 _TIMEOUT_VARIABLE = "TF_SERVING_TIMEOUT"
-_TIMEOUT = 60.0
-#: Seconds before each further try: a server that starts, or is overloaded, gets about a minute.
-_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
-_AGAIN = (429, 503)
-_LONGEST_WAIT = 60.0  # however long a Retry-After asks for
+_DEFAULT_TIMEOUT = 60.0
+#: Seconds before each retry: a server that starts, or is overloaded, gets about a minute.
+RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
+_BUSY_STATUSES = (429, 503)
+_MAX_RETRY_AFTER = 60.0  # seconds; a server may ask for more
 
 #: TensorFlow's types as ``metadata`` names them, where NumPy's name is another.
 _TYPES = {"DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_HALF": "float16", "DT_STRING": "object"}
-_INTERNAL = ("__saved_model_init_op", "__saved_model_train_op")  # signatures of TensorFlow's own
+_INTERNAL_SIGNATURES = ("__saved_model_init_op", "__saved_model_train_op")
 
 
 class ServingError(CortexDaskError, ConnectionError):
@@ -43,25 +44,11 @@ class ServingClient:
 
     The server has its own configuration of models. A model of ``models.paths`` or ``models.dir`` has the same name
     there; that of ``models.path`` has the name of its folder, or the one that ``predict`` is given.
-
-    Parameters
-    ----------
-    url : str
-        Of the server.
-    models : Models
-        Those of the API; only names and signature keys matter.
-    timeout : float, optional
-        Seconds for the answer to a request; default: the environment variable ``TF_SERVING_TIMEOUT``, else 60.
-
-    Raises
-    ------
-    InputError
-        If the URL or the time is none.
     """
 
-    def __init__(self, url: str, models: Models, *, timeout: float | None = None) -> None:
-        self._server = _Server(url, _timeout() if timeout is None else timeout)
-        self._models = models
+    def __init__(self, url: str, models: Models, *, retry_delays: Sequence[float] = RETRY_DELAYS) -> None:
+        self._server = _Server(url, _configured_timeout(), retry_delays)
+        self._models = models  # only their names and signature keys matter
         self._signatures: dict[tuple[str, str], ModelSignature] = {}
 
     def __repr__(self) -> str:
@@ -79,7 +66,7 @@ class ServingClient:
         ServingError
             If the server cannot be reached, or answers with an error.
         """
-        name, key = self._named(model_name)
+        name, key = self._server_name(model_name)
         path = f"/v1/models/{quote(name, safe='')}"
         version = str(model_version)
         if version != LATEST:
@@ -87,12 +74,12 @@ class ServingClient:
                 raise InputError(f"the model {name} has no version {version!r}; a version is a number, or {LATEST}")
             path += f"/versions/{version}"
         signature = self._signature(name, version, path, key)
-        arrays = signature.fit(model_input, f"the model {name}")
+        arrays = signature.convert(model_input, f"the model {name}")
         request = {
             "signature_name": signature.name,
             "inputs": {tensor: _to_json(array) for tensor, array in arrays.items()},
         }
-        answer = self._ask("POST", f"{path}:predict", name, request)
+        answer = self._request("POST", f"{path}:predict", name, request)
         if "outputs" not in answer:
             raise ServingError(f"{self._server} has answered without outputs for the model {name}")
         outputs = answer["outputs"]
@@ -101,13 +88,13 @@ class ServingClient:
         return {tensor.name: _from_json(outputs[tensor.name], tensor) for tensor in signature.outputs}
 
     def prepare(self) -> None:
-        """Learn the signature, where there is just one model: what is wrong ends the job before its first batch."""
+        """Read the signature of a single model, so that a wrong one fails the job before its first batch."""
         if self._models.only is not None:
-            name, key = self._named(None)
+            name, key = self._server_name(None)
             self._signature(name, LATEST, f"/v1/models/{quote(name, safe='')}", key)
 
-    def _named(self, model_name: str | None) -> tuple[str, str | None]:
-        """Return the server's name of a model, and the signature that is asked for."""
+    def _server_name(self, model_name: str | None) -> tuple[str, str | None]:
+        """Return a model's name on the server, and the configured signature."""
         model = self._models.only
         if model is not None:
             return model_name or _folder_name(model), model.signature_key
@@ -115,20 +102,20 @@ class ServingClient:
             if model_name is None:
                 raise InputError("model_name is missing: with models.dir it is needed")
             return model_name, self._models.signature_key
-        found = self._models.named(model_name)
+        found = self._models.get(model_name)
         assert found.name is not None
         return found.name, found.signature_key
 
     def _signature(self, name: str, version: str, path: str, key: str | None) -> ModelSignature:
         if (name, version) not in self._signatures:
-            answer = self._ask("GET", f"{path}/metadata", name)
+            answer = self._request("GET", f"{path}/metadata", name)
             try:
                 known = {
                     found: value
                     for found, value in answer["metadata"]["signature_def"]["signature_def"].items()
-                    if found not in _INTERNAL
+                    if found not in _INTERNAL_SIGNATURES
                 }
-                chosen = choose(known, key, f"the model {name}")
+                chosen = choose_signature(known, key, f"the model {name}")
                 self._signatures[name, version] = ModelSignature(
                     chosen, _tensors(known[chosen].get("inputs")), _tensors(known[chosen].get("outputs"))
                 )
@@ -138,17 +125,17 @@ class ServingClient:
                 ) from error
         return self._signatures[name, version]
 
-    def _ask(self, method: str, path: str, name: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        status, answer = self._server.ask(method, path, None if body is None else json.dumps(body).encode())
+    def _request(self, method: str, path: str, name: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        status, answer = self._server.request(method, path, None if body is None else json.dumps(body).encode())
         if status == 200 and isinstance(answer, dict):
             return answer
-        said = str(answer.get("error") if isinstance(answer, dict) else answer)[:1000]
+        reason = str(answer.get("error") if isinstance(answer, dict) else answer)[:1000]
         if status == 404:
-            hint = "" if self._models.folder else f"; the models of the API are {shown_names(self._names())}"
-            raise InputError(f"{self._server} has no such model or version: {said}{hint}")
+            hint = "" if self._models.folder else f"; the models of the API are {name_list(self._names())}"
+            raise InputError(f"{self._server} has no such model or version: {reason}{hint}")
         if status == 400:
-            raise InputError(f"{self._server} refuses the input for the model {name}: {said}")
-        raise ServingError(f"{self._server} has answered with HTTP {status} for the model {name}: {said}")
+            raise InputError(f"{self._server} refuses the input for the model {name}: {reason}")
+        raise ServingError(f"{self._server} has answered with HTTP {status} for the model {name}: {reason}")
 
     def _names(self) -> list[str]:
         only = self._models.only
@@ -156,24 +143,25 @@ class ServingClient:
 
 
 class _Server:
-    """HTTP to one server, with connections that are kept, and patience while it starts or is busy."""
+    """HTTP requests to one server, over kept connections, repeated while it starts or is busy."""
 
-    def __init__(self, url: str, timeout: float) -> None:
-        wrong = InputError("TF_SERVING_URL is no URL of a server; an example is http://localhost:8501")
+    def __init__(self, url: str, timeout: float, retry_delays: Sequence[float]) -> None:
+        not_a_url = InputError("TF_SERVING_URL is no URL of a server; an example is http://localhost:8501")
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            raise wrong from None
+            raise not_a_url from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise wrong
+            raise not_a_url
         if parts.username or parts.password:
             raise InputError("TF_SERVING_URL holds a user name or password, which TensorFlow Serving does not take")
-        self._secure = parts.scheme == "https"
+        self._scheme = parts.scheme
         self._host, self._port = parts.hostname, port
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
         self._timeout = timeout
-        self._idle: list[http.client.HTTPConnection] = []  # its append and pop are safe among threads
+        self._retry_delays = retry_delays
+        self._idle: list[http.client.HTTPConnection] = []  # appending and popping are safe among threads
 
     def __del__(self) -> None:
         for connection in getattr(self, "_idle", ()):
@@ -182,16 +170,16 @@ class _Server:
     def __str__(self) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
         port = f":{self._port}" if self._port else ""
-        return f"TensorFlow Serving at {'https' if self._secure else 'http'}://{host}{port}{self._prefix}"
+        return f"TensorFlow Serving at {self._scheme}://{host}{port}{self._prefix}"
 
-    def ask(self, method: str, path: str, body: bytes | None) -> tuple[int, Any]:
-        """Return an answer's status and its document; predictions change nothing, so they may be asked for again."""
-        delays = iter(_DELAYS)
+    def request(self, method: str, path: str, body: bytes | None) -> tuple[int, Any]:
+        """Return the status and the document of an answer; predictions change nothing, so they may be repeated."""
+        delays = iter(self._retry_delays)
         while True:
             wait: float | None = None
             try:
                 status, headers, text = self._exchange(method, path, body)
-                if status not in _AGAIN or (delay := next(delays, None)) is None:
+                if status not in _BUSY_STATUSES or (delay := next(delays, None)) is None:
                     return status, _document(text)
                 wait = _retry_after(headers)
             except TimeoutError:
@@ -200,8 +188,8 @@ class _Server:
                 ) from None
             except (OSError, http.client.HTTPException) as error:
                 if (delay := next(delays, None)) is None:
-                    said = getattr(error, "strerror", None) or type(error).__name__
-                    raise ServingError(f"{self} cannot be reached: {said}") from error
+                    reason = getattr(error, "strerror", None) or type(error).__name__
+                    raise ServingError(f"{self} cannot be reached: {reason}") from error
             time.sleep(delay if wait is None else wait)
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, http.client.HTTPMessage, bytes]:
@@ -218,14 +206,14 @@ class _Server:
         return response.status, response.headers, text
 
     def _connect(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        return kind(self._host, self._port, timeout=self._timeout)
+        connection = http.client.HTTPSConnection if self._scheme == "https" else http.client.HTTPConnection
+        return connection(self._host, self._port, timeout=self._timeout)
 
 
-def _timeout() -> float:
+def _configured_timeout() -> float:
     text = os.environ.get(_TIMEOUT_VARIABLE)
     if text is None:
-        return _TIMEOUT
+        return _DEFAULT_TIMEOUT
     try:
         seconds = float(text)
     except ValueError:
@@ -237,7 +225,7 @@ def _timeout() -> float:
 
 def _retry_after(headers: http.client.HTTPMessage) -> float | None:
     text = headers.get("Retry-After", "")
-    return min(float(text), _LONGEST_WAIT) if text.isdecimal() else None
+    return min(float(text), _MAX_RETRY_AFTER) if text.isdecimal() else None
 
 
 def _document(text: bytes) -> Any:
@@ -248,7 +236,7 @@ def _document(text: bytes) -> Any:
 
 
 def _folder_name(model: Model) -> str:
-    """Return the last folder of a model's path that is no version."""
+    """Return the last folder of a model's path that is not a version."""
     folders = [part for part in model.url.partition("://")[2 if "://" in model.url else 0].split("/") if part]
     names = [part for part in folders if not part.isdecimal()]
     return names[-1] if names else "model"
@@ -276,7 +264,7 @@ def _shape(value: dict[str, Any]) -> tuple[int | None, ...] | None:
 
 
 def _to_json(array: np.ndarray[Any, Any]) -> Any:
-    """Return nested lists; bytes, which JSON does not know, in the form that the server takes."""
+    """Return nested lists, with bytes in the form that the server reads."""
     if array.dtype.kind != "O":
         return array.tolist()
     encoded = np.empty(array.shape, dtype=object)
@@ -287,7 +275,7 @@ def _to_json(array: np.ndarray[Any, Any]) -> Any:
 
 def _from_json(value: Any, tensor: Tensor) -> np.ndarray[Any, Any]:
     array = np.array(value, dtype=tensor.dtype)
-    if array.size == 0 and tensor.shape:  # lists without items do not tell how long those would be
+    if array.size == 0 and tensor.shape:  # empty lists do not tell how long their items would be
         array = array.reshape((0, *(length or 0 for length in tensor.shape[1:])))
     if tensor.dtype.kind != "O":
         return array

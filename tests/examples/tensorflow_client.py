@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def client(**settings: Any) -> TensorFlowClient:
-    return TensorFlowClient(Models.configured(settings))
+    return TensorFlowClient(Models.from_settings(settings))
 
 
 def test_versions(folder: Path) -> None:

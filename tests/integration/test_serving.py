@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cortex_dask.errors import InputError
-from cortex_dask.tensorflow import serving
 from cortex_dask.tensorflow.models import Models
-from cortex_dask.tensorflow.serving import ServingClient, ServingError
+from cortex_dask.tensorflow.serving import RETRY_DELAYS, ServingClient, ServingError
 from tests.support.tf_serving import Fault, Served, ServingServer, tensor
 
 
@@ -70,12 +69,12 @@ def server() -> Iterator[ServingServer]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_DELAYS", (0.01,) * len(serving._DELAYS))
+def connect(url: str, models: Models) -> ServingClient:
+    """Make a client that soon tries again."""
+    return ServingClient(url, models, retry_delays=(0.01,) * len(RETRY_DELAYS))
 
 
-ONE = Models.configured({"path": "s3://bucket/models/scale/2"})
+ONE = Models.from_settings({"path": "s3://bucket/models/scale/2"})
 LISTED = {
     "paths": [{"name": "scale", "path": "s3://b/x"}, {"name": "texts", "path": "s3://b/y", "signature_key": "join"}]
 }
@@ -85,7 +84,7 @@ LISTED = {
 
 
 def test_one_output(server: ServingServer) -> None:
-    found = ServingClient(server.url, ONE).predict({"x": np.array([[1, 2], [3, 4]], "float64")})
+    found = connect(server.url, ONE).predict({"x": np.array([[1, 2], [3, 4]], "float64")})
     assert list(found) == ["y"]
     assert found["y"].dtype == np.float32
     assert found["y"].tolist() == [[2, 4], [6, 8]]
@@ -100,7 +99,7 @@ def test_one_output(server: ServingServer) -> None:
 
 
 def test_versions(server: ServingServer) -> None:
-    client = ServingClient(server.url, ONE)
+    client = connect(server.url, ONE)
     results = [client.predict({"x": [[1, 1]]}, None, version)["y"][0, 0] for version in ("latest", 1, "2", "1")]
     assert results == [2, 10, 2, 10]
     assert server.requests[2][1] == "/v1/models/scale/versions/1/metadata"
@@ -111,7 +110,7 @@ def test_versions(server: ServingServer) -> None:
 
 
 def test_bytes_text_and_several_outputs(server: ServingServer) -> None:
-    client = ServingClient(server.url, Models.configured(LISTED))
+    client = connect(server.url, Models.from_settings(LISTED))
     found = client.predict({"left": [b"\x00\xff", "ä"], "right": np.array(["b", "c"])}, "texts")
     assert found["raw_bytes"].tolist() == [b"\x00\xffb", "äc".encode()]
     assert found["text"].tolist() == ["\x00ÿ+b".encode(), "Ã¤+c".encode()]
@@ -121,19 +120,19 @@ def test_bytes_text_and_several_outputs(server: ServingServer) -> None:
 
 
 def test_numbers_that_json_does_not_know(server: ServingServer) -> None:
-    found = ServingClient(server.url, ONE).predict({"x": [[np.nan, np.inf], [-np.inf, 1e-30]]})["y"]
+    found = connect(server.url, ONE).predict({"x": [[np.nan, np.inf], [-np.inf, 1e-30]]})["y"]
     np.testing.assert_array_equal(found, np.array([[np.nan, np.inf], [-np.inf, 2e-30]], "float32"))
 
 
 def test_any_rank_and_no_rows(server: ServingServer) -> None:
-    client = ServingClient(server.url, Models.configured({"dir": "s3://b", "signature_key": "other"}))
+    client = connect(server.url, Models.from_settings({"dir": "s3://b", "signature_key": "other"}))
     assert client.predict({"any": np.ones((1, 2, 3))}, "texts")["any"].shape == (1, 2, 3)
     assert client.predict({"any": 5}, "texts", 7)["any"].tolist() == 5
-    assert ServingClient(server.url, ONE).predict({"x": np.empty((0, 2))})["y"].shape == (0, 2)
+    assert connect(server.url, ONE).predict({"x": np.empty((0, 2))})["y"].shape == (0, 2)
 
 
 def test_a_connection_is_kept_and_threads_have_their_own(server: ServingServer) -> None:
-    client = ServingClient(server.url + "/", ONE)
+    client = connect(server.url + "/", ONE)
     for _ in range(5):
         client.predict({"x": [[1, 1]]})
     assert server.connections == 1
@@ -174,7 +173,7 @@ def test_what_is_wrong_is_said(
     server: ServingServer, settings: dict[str, Any], arguments: tuple[Any, ...], message: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        ServingClient(server.url, Models.configured(settings)).predict(*arguments)
+        connect(server.url, Models.from_settings(settings)).predict(*arguments)
 
 
 def test_a_refused_input(server: ServingServer) -> None:
@@ -185,14 +184,14 @@ def test_a_refused_input(server: ServingServer) -> None:
     with pytest.raises(
         InputError, match=re.escape("refuses the input for the model scale: ValueError: indices[0] = 99")
     ):
-        ServingClient(server.url, ONE).predict({"x": [[1, 1]]})
+        connect(server.url, ONE).predict({"x": [[1, 1]]})
 
 
 def test_the_only_model_is_looked_at_before_any_batch(server: ServingServer) -> None:
-    ServingClient(server.url, ONE).prepare()
+    connect(server.url, ONE).prepare()
     assert [path for _, path, _ in server.requests] == ["/v1/models/scale/metadata"]
     with pytest.raises(InputError, match="has the signatures join, other"):
-        ServingClient(server.url, Models.configured({"path": "texts"})).prepare()
+        connect(server.url, Models.from_settings({"path": "texts"})).prepare()
 
 
 @pytest.mark.parametrize(
@@ -200,7 +199,7 @@ def test_the_only_model_is_looked_at_before_any_batch(server: ServingServer) -> 
 )
 def test_what_is_no_url(url: str) -> None:
     with pytest.raises(InputError, match=r"^TF_SERVING_URL (is no URL|holds a user name)") as caught:
-        ServingClient(url, ONE)
+        connect(url, ONE)
     assert "secret" not in str(caught.value)
 
 
@@ -208,7 +207,7 @@ def test_what_is_no_url(url: str) -> None:
 def test_what_is_no_timeout(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("TF_SERVING_TIMEOUT", text)
     with pytest.raises(InputError, match=f"^TF_SERVING_TIMEOUT is '{text}'; allowed is a number of seconds"):
-        ServingClient("http://host", ONE)
+        connect("http://host", ONE)
 
 
 # faults ---------------------------------------------------------------------------------------------------------------
@@ -216,19 +215,19 @@ def test_what_is_no_timeout(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 def test_a_busy_server_is_asked_again(server: ServingServer) -> None:
     server.faults = [Fault(503), Fault(429), Fault(503, {"Retry-After": "0"}), Fault(503, {"Retry-After": "tomorrow"})]
-    assert ServingClient(server.url, ONE).predict({"x": [[1, 1]]})["y"].tolist() == [[2, 2]]
+    assert connect(server.url, ONE).predict({"x": [[1, 1]]})["y"].tolist() == [[2, 2]]
     assert len(server.requests) == 6
 
 
 def test_a_retry_after_is_minded(server: ServingServer) -> None:
     server.faults = [Fault(503, {"Retry-After": "1"})]
     started = time.monotonic()
-    ServingClient(server.url, ONE).predict({"x": [[1, 1]]})
+    connect(server.url, ONE).predict({"x": [[1, 1]]})
     assert time.monotonic() - started >= 1
 
 
 def test_a_server_that_hangs_up_is_asked_again(server: ServingServer) -> None:
-    client = ServingClient(server.url, ONE)
+    client = connect(server.url, ONE)
     client.predict({"x": [[1, 1]]})
     server.faults = [Fault(), Fault()]
     assert client.predict({"x": [[1, 1]]})["y"].tolist() == [[2, 2]]
@@ -239,14 +238,14 @@ def test_a_server_that_stays_busy(server: ServingServer) -> None:
     with pytest.raises(
         ServingError, match=re.escape(f"{server.url} has answered with HTTP 503 for the model scale: busy")
     ):
-        ServingClient(server.url, ONE).predict({"x": [[1, 1]]})
-    assert len(server.requests) == 1 + len(serving._DELAYS)
+        connect(server.url, ONE).predict({"x": [[1, 1]]})
+    assert len(server.requests) == 1 + len(RETRY_DELAYS)
 
 
 def test_an_error_of_the_server_is_not_asked_for_again(server: ServingServer) -> None:
     server.faults = [Fault(500, body=b"<html>oops</html>")]
     with pytest.raises(ServingError, match="has answered with HTTP 500 for the model scale: <html>oops</html>"):
-        ServingClient(server.url, ONE).predict({"x": [[1, 1]]})
+        connect(server.url, ONE).predict({"x": [[1, 1]]})
     assert len(server.requests) == 1
 
 
@@ -254,20 +253,20 @@ def test_a_server_that_does_not_answer(server: ServingServer, monkeypatch: pytes
     monkeypatch.setenv("TF_SERVING_TIMEOUT", "0.2")
     server.faults = [Fault(200, seconds=60)]
     with pytest.raises(ServingError, match=r"has not answered for 0\.2 seconds; TF_SERVING_TIMEOUT sets another time"):
-        ServingClient(server.url, ONE).predict({"x": [[1, 1]]})
+        connect(server.url, ONE).predict({"x": [[1, 1]]})
 
 
 def test_a_server_that_is_not_there(server: ServingServer) -> None:
     server.__exit__()
     with pytest.raises(ServingError, match=f"at {server.url} cannot be reached: Connection refused"):
-        ServingClient(server.url, ONE).predict({"x": [[1, 1]]})
+        connect(server.url, ONE).predict({"x": [[1, 1]]})
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"nonsense", b'{"metadata": {"signature_def": 5}}'])
 def test_an_answer_that_is_none(server: ServingServer, body: bytes) -> None:
     server.faults = [Fault(200, body=body)]
     with pytest.raises(ServingError, match=re.escape(f"TensorFlow Serving at {server.url} ")):
-        ServingClient(server.url, ONE).predict({"x": [[1, 1]]})
+        connect(server.url, ONE).predict({"x": [[1, 1]]})
 
 
 # whole jobs -----------------------------------------------------------------------------------------------------------

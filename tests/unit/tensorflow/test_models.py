@@ -52,7 +52,7 @@ def test_a_model_without_versions(store_url: str) -> None:
     save(Store(store_url))
     model = Model(None, store_url)
     assert model.version() == model.version("1") == model.version(1) == "1"
-    assert content(model.local()) == WHOLE
+    assert content(model.local_folder()) == WHOLE
 
 
 def test_the_latest_version_is_the_highest_number(store_url: str) -> None:
@@ -63,8 +63,8 @@ def test_the_latest_version_is_the_highest_number(store_url: str) -> None:
     store.write("tmp/saved_model.pb", b"")
     model = Model("m", store_url)
     assert [model.version(), model.version("2"), model.version(9), model.version("010")] == ["10", "2", "9", "10"]
-    assert content(model.local())["saved_model.pb"] == b"10"
-    assert content(model.local("2"))["saved_model.pb"] == b"2"
+    assert content(model.local_folder())["saved_model.pb"] == b"10"
+    assert content(model.local_folder("2"))["saved_model.pb"] == b"2"
     with pytest.raises(
         InputError, match=r"^the model m \(.*\) has no version '3'; it has 2, 9, 10, and latest is the "
     ):
@@ -111,35 +111,35 @@ def test_what_is_no_model(tmp_path: Path, files: list[str], message: str) -> Non
 
 
 def test_one_model_has_no_name(tmp_path: Path) -> None:
-    found = Models.configured({"path": "export", "signature_key": "s"}, str(tmp_path))
-    assert found.named(None) is found.named("whatever") is found.only
+    found = Models.from_settings({"path": "export", "signature_key": "s"}, str(tmp_path))
+    assert found.get(None) is found.get("whatever") is found.only
     assert (found.only.url, found.only.signature_key) == (str(tmp_path / "export"), "s")
 
 
 def test_listed_models(tmp_path: Path) -> None:
     entries = [{"name": "a", "path": "s3://b/a", "signature_key": "own"}, {"name": "b", "path": "/b"}]
-    found = Models.configured({"paths": entries, "signature_key": "shared"}, str(tmp_path))
+    found = Models.from_settings({"paths": entries, "signature_key": "shared"}, str(tmp_path))
     assert found.only is None
-    assert [found.named(name).signature_key for name in "ab"] == ["own", "shared"]
-    assert [found.named(name).url for name in "ab"] == ["s3://b/a", "/b"]
+    assert [found.get(name).signature_key for name in "ab"] == ["own", "shared"]
+    assert [found.get(name).url for name in "ab"] == ["s3://b/a", "/b"]
     with pytest.raises(InputError, match=r"^model_name is missing: the models are a, b$"):
-        found.named(None)
+        found.get(None)
     with pytest.raises(InputError, match=r"^there is no model 'c'; the models are a, b$"):
-        found.named("c")
+        found.get("c")
 
 
 def test_a_folder_of_models(store_url: str) -> None:
     for name in ("a/1", "b"):
         save(Store(store_url).child(name))
-    found = Models.configured({"dir": store_url})
+    found = Models.from_settings({"dir": store_url})
     found.check()
-    assert found.named("a").version() == "1"
-    assert found.named("a") is found.named("a")
+    assert found.get("a").version() == "1"
+    assert found.get("a") is found.get("a")
     with pytest.raises(InputError, match=r"^model_name is missing: the models are a, b$"):
-        found.named(None)
+        found.get(None)
     for name in ("c", "../a", "a/1", ""):
         with pytest.raises(InputError, match=re.escape(f"there is no model {name!r}; the models are a, b")):
-            found.named(name)
+            found.get(name)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_a_folder_of_models(store_url: str) -> None:
 )
 def test_a_missing_model_is_found_before_any_batch(tmp_path: Path, settings: dict) -> None:
     with pytest.raises(InputError, match=re.escape(f"{tmp_path}/x") + r"\)? is not there, or empty; it should hold"):
-        Models.configured(settings, str(tmp_path)).check()
+        Models.from_settings(settings, str(tmp_path)).check()
 
 
 def test_settings_without_models() -> None:
     with pytest.raises(InputError, match="needs models with one of the keys path, paths and dir"):
-        Models.configured({})
+        Models.from_settings({})
 
 
 # the copy on this host ------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_settings_without_models() -> None:
 
 def test_a_local_model_is_used_in_its_place(tmp_path: Path, cache: Path) -> None:
     save(Store(str(tmp_path / "m" / "4")))
-    assert Model(None, str(tmp_path / "m")).local() == str(tmp_path / "m" / "4")
+    assert Model(None, str(tmp_path / "m")).local_folder() == str(tmp_path / "m" / "4")
     assert not cache.exists()
 
 
@@ -168,13 +168,13 @@ def test_a_local_model_is_used_in_its_place(tmp_path: Path, cache: Path) -> None
 def test_a_model_is_fetched_once(s3: str, cache: Path, counted: Callable[[], int]) -> None:
     url = f"{s3}/m"
     save(Store(url).child("1"))
-    first = Model(None, url).local()
+    first = Model(None, url).local_folder()
     assert content(first) == WHOLE
     assert Path(first).parent == cache / "models"
     assert Path(first).stat().st_mode & 0o077 == 0
     fetched = counted()
     assert fetched == 3
-    assert Model("other name", url).local() == first
+    assert Model("other name", url).local_folder() == first
     assert counted() == fetched
 
 
@@ -196,9 +196,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 @pytest.mark.s3
 def test_a_replaced_model_is_fetched_again(s3: str) -> None:
     save(Store(f"{s3}/m"))
-    old = Model(None, f"{s3}/m").local()
+    old = Model(None, f"{s3}/m").local_folder()
     save(Store(f"{s3}/m"), variables=b"changed")  # of the same length: only the ETag tells
-    new = Model(None, f"{s3}/m").local()
+    new = Model(None, f"{s3}/m").local_folder()
     assert new != old
     assert content(new)["variables/variables.data-00000-of-00001"] == b"changed"
     assert content(old) == WHOLE
@@ -206,10 +206,10 @@ def test_a_replaced_model_is_fetched_again(s3: str) -> None:
 
 @pytest.mark.s3
 def test_large_files_come_in_stretches(s3: str, monkeypatch: pytest.MonkeyPatch, counted: Callable[[], int]) -> None:
-    monkeypatch.setattr(models, "_BLOCK", 1000)
+    monkeypatch.setattr(models, "BLOCK_SIZE", 1000)
     numbers = bytes(range(256)) * 17  # 4,352 bytes
     save(Store(f"{s3}/m"), variables=numbers)
-    assert content(Model(None, f"{s3}/m").local())["variables/variables.data-00000-of-00001"] == numbers
+    assert content(Model(None, f"{s3}/m").local_folder())["variables/variables.data-00000-of-00001"] == numbers
     assert counted() == 2 + 5
 
 
@@ -229,11 +229,11 @@ def test_a_model_that_changes_while_it_is_fetched(s3: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(Store, "read_range", reading)
     limit = 1
-    assert content(Model(None, store.url).local())["saved_model.pb"] == b"graph1"
+    assert content(Model(None, store.url).local_folder())["saved_model.pb"] == b"graph1"
     limit = 100
     store.write("saved_model.pb", b"again")
     with pytest.raises(StorageError, match="was replaced 3 times while it was fetched"):
-        Model(None, store.url).local()
+        Model(None, store.url).local_folder()
     assert len([path for path in (cache / "models").iterdir() if path.is_dir()]) == 1  # nothing half is left
 
 
@@ -247,7 +247,7 @@ def reading(*arguments):
     count += 1
     return read(*arguments)
 Store.read_range = reading
-print(json.dumps([Model(None, sys.argv[1]).local(), count]))
+print(json.dumps([Model(None, sys.argv[1]).local_folder(), count]))
 """
 
 
@@ -275,9 +275,9 @@ def test_a_fetch_that_fails_leaves_nothing(s3: str, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         patch.setattr(Store, "read_range", failing)
         with pytest.raises(StorageError, match="the store is gone"):
-            Model(None, f"{s3}/m").local()
+            Model(None, f"{s3}/m").local_folder()
     assert [path for path in (cache / "models").iterdir() if path.is_dir()] == []
-    assert content(Model(None, f"{s3}/m").local()) == WHOLE
+    assert content(Model(None, f"{s3}/m").local_folder()) == WHOLE
 
 
 def test_models_that_are_not_used_are_removed(cache: Path) -> None:
@@ -296,5 +296,5 @@ def test_models_that_are_not_used_are_removed(cache: Path) -> None:
 def test_any_file_system_of_fsspec(cache: Path) -> None:
     store = Store("memory://models-of-a-test/m")
     save(store)
-    assert content(Model(None, store.url).local()) == WHOLE
+    assert content(Model(None, store.url).local_folder()) == WHOLE
     store.delete_tree()

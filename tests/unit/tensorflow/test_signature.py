@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from cortex_dask.errors import InputError
-from cortex_dask.tensorflow.signature import ModelSignature, Tensor, choose
+from cortex_dask.tensorflow.signature import ModelSignature, Tensor, choose_signature
 
 MODEL = "the model m"
 
@@ -46,20 +46,20 @@ def tensor(dtype: Any, shape: tuple[int | None, ...] | None = (None,)) -> Tensor
     ],
 )
 def test_values_of_the_same_kind_are_converted(value: Any, wanted: str, expected: list[Any]) -> None:
-    found = tensor(wanted).fit(value, MODEL)
+    found = tensor(wanted).convert(value, MODEL)
     assert found.dtype == np.dtype(wanted)
     assert found.tolist() == expected
 
 
 def test_a_column_of_arrays_is_one_array() -> None:
     column = pd.Series([np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([5.0, 6.0])])
-    assert tensor("float32", (None, 2)).fit(column, MODEL).tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert tensor("float32", (None, 2)).convert(column, MODEL).tolist() == [[1, 2], [3, 4], [5, 6]]
     nested = pd.Series([[["a", "b"]], [["c", "d"]]])
-    assert tensor("object", (None, 1, 2)).fit(nested, MODEL).tolist() == [[[b"a", b"b"]], [[b"c", b"d"]]]
+    assert tensor("object", (None, 1, 2)).convert(nested, MODEL).tolist() == [[[b"a", b"b"]], [[b"c", b"d"]]]
 
 
 def test_a_dataframe_is_a_matrix() -> None:
-    assert tensor("float32", (None, 2)).fit(pd.DataFrame({"a": [1, 2], "b": [3, 4]}), MODEL).tolist() == [
+    assert tensor("float32", (None, 2)).convert(pd.DataFrame({"a": [1, 2], "b": [3, 4]}), MODEL).tolist() == [
         [1, 3],
         [2, 4],
     ]
@@ -91,25 +91,25 @@ def test_values_of_another_kind_are_refused(value: Any, wanted: str, found: str)
     shown = "text" if wanted == "object" else wanted
     message = f"{MODEL} does not take this for its input x: {found}; it takes x: {shown} (?,)"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        tensor(wanted).fit(value, MODEL)
+        tensor(wanted).convert(value, MODEL)
 
 
 def test_numbers_are_not_copied_without_need() -> None:
     given = np.zeros((0, 2), "float32")
-    assert tensor("float32", (None, 2)).fit(given, MODEL) is given
-    assert tensor("float32", (None, 2)).fit(np.zeros((0, 2)), MODEL).shape == (0, 2)
+    assert tensor("float32", (None, 2)).convert(given, MODEL) is given
+    assert tensor("float32", (None, 2)).convert(np.zeros((0, 2)), MODEL).shape == (0, 2)
 
 
 def test_infinity_and_nan_are_numbers() -> None:
-    found = tensor("float32").fit([np.inf, -np.inf, np.nan], MODEL)
+    found = tensor("float32").convert([np.inf, -np.inf, np.nan], MODEL)
     assert found[0] == np.inf
     assert found[1] == -np.inf
     assert np.isnan(found[2])
 
 
 def test_any_shape_and_any_rank() -> None:
-    assert tensor("float32", None).fit(np.zeros((2, 3, 4)), MODEL).shape == (2, 3, 4)
-    assert tensor("float32", (None, None)).fit(np.zeros((2, 3)), MODEL).shape == (2, 3)
+    assert tensor("float32", None).convert(np.zeros((2, 3, 4)), MODEL).shape == (2, 3, 4)
+    assert tensor("float32", (None, None)).convert(np.zeros((2, 3)), MODEL).shape == (2, 3)
     assert str(tensor("float32", None)) == "x: float32 of any shape"
     assert str(tensor("int8", (None, 3))) == "x: int8 (?, 3)"
 
@@ -131,21 +131,21 @@ TAKES = "its signature score takes a: float32 (?,); b: text (?, 2)"
 )
 def test_names_must_be_those_of_the_signature(value: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        SIGNATURE.fit(value, MODEL)
+        SIGNATURE.convert(value, MODEL)
 
 
 def test_a_signature_takes_its_inputs_in_any_order() -> None:
-    found = SIGNATURE.fit({"b": [["x", "y"]], "a": [1]}, MODEL)
+    found = SIGNATURE.convert({"b": [["x", "y"]], "a": [1]}, MODEL)
     assert list(found) == ["a", "b"]
 
 
 def test_choice_of_a_signature() -> None:
-    assert choose(["only"], None, MODEL) == "only"
-    assert choose(["one", "two"], "two", MODEL) == "two"
+    assert choose_signature(["only"], None, MODEL) == "only"
+    assert choose_signature(["one", "two"], "two", MODEL) == "two"
     for names, key, message in [
         ([], None, "has no signature; save it with one"),
         (["two", "one"], None, "has the signatures one, two; choose one with models.signature_key"),
         (["one"], "three", "has no signature 'three', which models.signature_key asks for; it has one"),
     ]:
         with pytest.raises(InputError, match=re.escape(f"{MODEL} {message}")):
-            choose(names, key, MODEL)
+            choose_signature(names, key, MODEL)
