@@ -140,7 +140,7 @@ class Committer:
             self._on_commit(record)
         if self._delivery is not None:
             for record in result.accepted:
-                self._delivery.offer(record)
+                self._delivery.add(record)
         if self._output is not None and self._output.eager:
             for record in result.accepted:
                 self._publish(record)

@@ -345,7 +345,7 @@ class Coordinator:
             replaced = self._job.read_json("plan/replaces.json") or []
             self._output.write_manifest(self._parts(), self._job.schema(), status, replaced)
         if self._delivery is not None:
-            undelivered = self._delivery.settle()
+            undelivered = self._delivery.finish()
             self._board.undelivered = self._delivery.undelivered
             reason = "; ".join(filter(None, (reason, undelivered)))
         if complete(self._job, self._cluster, self._limits, halt=self._tell_to_stop):

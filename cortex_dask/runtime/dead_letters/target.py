@@ -1,9 +1,4 @@
-"""Dead letters on their way out: to an SQS queue or to a folder of the user's, beside the job directory.
-
-A batch is delivered when its failure is final, that is when the ledger holds it. What was delivered is noted in the
-job directory (``delivered/…``), so that a coordinator that takes over goes on behind that; only what was sent in the
-very moment before a coordinator was killed is sent twice. Whatever cannot be delivered stays in the job's failures.
-"""
+"""`DeadLetterTarget`: where a job's failures are delivered to; and a folder as target."""
 
 from __future__ import annotations
 
@@ -11,70 +6,61 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from cortex_dask.errors import CortexDaskError, SpecError, StorageError
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.io.store.store import Store
-
-if TYPE_CHECKING:
-    from cortex_dask.io.job.directory import JobDirectory
-    from cortex_dask.io.job.settings import JobSettings
 
 _CHUNK = 4 * 1024 * 1024  # bytes of a failures file that are read at a time
 
-Letter = dict[str, Any]
+#: One line of a failures file, parsed.
+Failure = dict[str, Any]
 
 
 class DeadLetterTarget(ABC):
-    """Where dead letters go.
+    """A place that failures are delivered to."""
 
-    Attributes
-    ----------
-    where : str
-        For messages.
-    problem : str
-        Why a letter was refused, if one was.
-    """
+    def __init__(self, description: str) -> None:
+        self.description = description  # for messages
+        self._refusal = ""
 
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.problem = ""
+    @property
+    def refusal(self) -> str:
+        """The reason of the first dead letter that the target refused, or ""."""
+        return self._refusal
 
-    def refused(self, reason: str) -> None:
-        """Note that the target does not take a letter; the first reason is kept."""
-        self.problem = self.problem or reason
+    def record_refusal(self, reason: str) -> None:
+        """Keep the reason of a refused dead letter, if it is the first."""
+        self._refusal = self._refusal or reason
+
+    def clear_refusal(self) -> None:
+        """Forget earlier refusals, before another try."""
+        self._refusal = ""
 
     @abstractmethod
-    def key(self, file: str, batch_id: str) -> str:
-        """Return what a receipt says of a letter."""
+    def receipt_key(self, file: str, batch_id: str) -> str:
+        """Return the key by which receipts record the delivery of a failure."""
 
     @abstractmethod
     def check(self) -> None:
-        """Make sure that letters can be delivered; called before the first batch runs.
-
-        Raises
-        ------
-        SpecError
-            If they cannot.
-        """
+        """Raise SpecError if nothing can be delivered; called before the first batch runs."""
 
     @abstractmethod
     def deliver(self, files: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
-        """Deliver letters, by file; yields the keys of what has arrived, from time to time.
+        """Deliver the failures with these batch ids, by file; yield the receipt keys of what arrived, in portions.
 
-        Raises
-        ------
-        StorageError
-            If the target cannot be reached.
+        Raises StorageError if the target cannot be reached.
         """
 
     def close(self) -> None:  # noqa: B027 - not every target has something to close
-        """Let go of what was opened."""
+        """Close connections."""
 
 
-class Folder(DeadLetterTarget):
+class FolderTarget(DeadLetterTarget):
     """A folder of the user's: ``<path>/<job id>/<split>-<attempt id>.jsonl``, the same lines as in the job directory.
 
     Names come from the ledger, and files appear whole, so that writing one again changes nothing.
@@ -90,49 +76,51 @@ class Folder(DeadLetterTarget):
     def _store(self) -> Store:
         return Store(self._path).child(self._job_id)
 
-    def key(self, file: str, batch_id: str) -> str:
+    def receipt_key(self, file: str, batch_id: str) -> str:
         """Return the file's name: a file is delivered as a whole."""
         return file
 
     def check(self) -> None:
-        """Write to the folder, and delete what was written."""
+        """Write a file to the folder, and delete it."""
         probe = f".{uuid.uuid4().hex}"
         try:
             self._store.write(probe, b"")
             self._store.delete(probe)
         except (CortexDaskError, OSError) as error:
-            raise SpecError(f"dead_letter.path: {one_line(error)}") from error
+            raise SpecError(f"dead_letter.path: {message_of(error)}") from error
 
     def deliver(self, files: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
         """Copy the files."""
         for file in files:
             with self._store.stage(PurePosixPath(file).name) as staged:
-                for chunk in _chunks(self._source, file):
+                for chunk in _chunks(self._source, file, _CHUNK):
                     staged.write(chunk)
                 staged.commit()
             yield [file]
 
 
-def read_letters(store: Store, file: str, wanted: Collection[str]) -> Iterator[Letter]:
-    """Yield the letters of a failures file that are wanted, with no more than some of them in memory."""
-    identities = set(wanted)
+def read_failures(
+    store: Store, file: str, batch_ids: Collection[str], *, chunk_size: int = _CHUNK
+) -> Iterator[Failure]:
+    """Yield the failures of a file that have one of these batch ids, with one chunk of the file in memory."""
+    wanted = set(batch_ids)
     rest = b""
-    for chunk in _chunks(store, file):
+    for chunk in _chunks(store, file, chunk_size):
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
-            letter = orjson.loads(line) if line else {}
-            if letter.get("batch_id") in identities:
-                yield letter
+            failure = orjson.loads(line) if line else {}
+            if failure.get("batch_id") in wanted:
+                yield failure
 
 
-def _chunks(store: Store, file: str) -> Iterator[bytes]:
+def _chunks(store: Store, file: str, chunk_size: int) -> Iterator[bytes]:
     size = store.size(file)
     if size is None:
         raise StorageError(f"the dead letters {store.url}/{file} have gone")
-    for start in range(0, size, _CHUNK):
-        yield store.read_range(file, start, min(start + _CHUNK, size))
+    for start in range(0, size, chunk_size):
+        yield store.read_range(file, start, min(start + chunk_size, size))
 
 
-def one_line(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return the message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__
