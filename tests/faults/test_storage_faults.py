@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cortex_dask.errors import StorageError
-from cortex_dask.io.store import store
+from cortex_dask.io.store import retry
 from cortex_dask.runtime.coordinator import coordinator
 from tests.faults.checks import committed_only, exactly_once
 from tests.faults.jobs import ROOT, FaultJob, make_job
@@ -63,7 +63,7 @@ def test_an_outage_in_the_middle(how: str, faulty_s3: FaultyS3, tmp_path: Path) 
 
 @pytest.mark.s3
 def test_an_outage_that_ends_the_job(faulty_s3: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_DELAYS", (0.01, 0.01))
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.01, 0.01))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     job = make_job(f"{faulty_s3.bucket}/store", tmp_path / "marks", files=2)
     faulty_s3.fail(2, how="503", match="PUT .*/ledger/", count=None)

@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 
 from cortex_dask.errors import StorageError
-from cortex_dask.io.store import remote, store
+from cortex_dask.io.store import remote, retry
 from cortex_dask.io.store.errors import explain, is_transient
 from cortex_dask.io.store.store import Store
 from tests.conftest import follow_environment
@@ -198,7 +198,7 @@ def quick_retries(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     follow_environment()
     monkeypatch.setattr(remote, "_S3FS_TRIES", 1)
-    monkeypatch.setattr(store, "_DELAYS", (0.01,) * 4)
+    monkeypatch.setattr(retry, "RETRY_DELAYS", (0.01,) * 4)
     monkeypatch.setattr(remote, "_BLOCK", BLOCK)
 
 

@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 #: Seconds before each further try of a failed request; with what botocore itself retries, that outlasts a throttled
 #: prefix and a server's restart of some seconds. What takes longer is for the coordinator, which sends the split again.
-_DELAYS = (0.1, 0.3, 0.9, 2.7)
+RETRY_DELAYS = (0.1, 0.3, 0.9, 2.7)
 
 #: Errors of a program, not of a store: they keep their class.
 _BUGS = (TypeError, AttributeError, LookupError, NameError, AssertionError, NotImplementedError)
@@ -58,7 +58,7 @@ def persist(request: Callable[[], _T], url: str, *, writes: bool = False, once: 
     once : bool
         Whether the request must not be repeated as it is.
     """
-    delays = iter(() if once else _DELAYS)
+    delays = iter(() if once else RETRY_DELAYS)
     while True:
         try:
             return request()
