@@ -47,7 +47,8 @@ def test_environment_yml_names_the_same_packages_as_pyproject() -> None:
 
 def test_extras_are_those_that_users_are_told_of() -> None:
     extras = pyproject()["project"]["optional-dependencies"]
-    assert set(extras) == {"kubernetes", "gateway", "tensorflow", "polars", "notebook", "test", "dev", "all"}
+    stores, backends = {"s3", "gcs", "azure"}, {"kubernetes", "gateway"}
+    assert set(extras) == {*stores, *backends, "tensorflow", "polars", "notebook", "test", "dev", "all"}
     everything = re.fullmatch(r"cortex-dask\[(.*)\]", extras["all"][0])
     assert everything
     assert set(everything[1].split(",")) <= set(extras)
@@ -62,7 +63,6 @@ def test_every_import_of_the_package_is_declared() -> None:
     distributions = {
         "yaml": "pyyaml",
         "dotenv": "python-dotenv",
-        "pythonjsonlogger": "python-json-logger",
         "sklearn": "scikit-learn",
         "IPython": "ipykernel",
         # brought along by a declared dependency, and of no use without it
