@@ -102,12 +102,12 @@ class Idle:
     def prepare(self, job_url: str, settings: JobSettings) -> None:
         """Start no handler process."""
 
-    def submit_many(self, tasks: Sequence[tuple[SplitTask, Done]]) -> None:
+    def submit(self, tasks: Sequence[tuple[SplitTask, Done]], *, elsewhere: bool = False) -> None:
         """Send splits, and note when the first was, and how often that was done."""
         if self.first_sent is None:
             self.first_sent = time.time()
         self.messages += 1
-        super().submit_many(tasks)  # type: ignore[misc]
+        super().submit(tasks, elsewhere=elsewhere)  # type: ignore[misc]
 
     def complete(self) -> Outcome:
         """Say that there is no ``on_job_complete``."""
@@ -161,15 +161,16 @@ class _Null(Cluster):
         self._tasks: queue.SimpleQueue[tuple[SplitTask, Done] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
+    def start(self, job_url: str, settings: JobSettings, report: Report, check: Callable[[], None]) -> None:
         self._workers = settings.workers
         self._thread.start()
 
     def slots(self) -> int:
         return self._workers
 
-    def submit(self, task: SplitTask, done: Done) -> None:
-        self._tasks.put((task, done))
+    def submit(self, tasks: Sequence[tuple[SplitTask, Done]], *, elsewhere: bool = False) -> None:
+        for item in tasks:
+            self._tasks.put(item)
 
     def _run(self) -> None:
         while (item := self._tasks.get()) is not None:

@@ -255,7 +255,7 @@ class Simulation:
     def _fill(self, now: float) -> None:
         """Keep the window full; at the end, look for stragglers."""
         slots = self._alive
-        ahead = Cluster.ahead(SimpleNamespace(slots=lambda: slots))  # type: ignore[arg-type]
+        ahead = Cluster.queue_depth(SimpleNamespace(slots=lambda: slots))  # type: ignore[arg-type]
         while len(self._window) < slots + ahead:
             split = self._source.next(in_order=False)
             if split is None:

@@ -361,14 +361,15 @@ class Job:
         self, *, retry: bool = False, cluster: str | Cluster | None = None, display: Display | None = None
     ) -> Job:
         """Start a coordinator for the job in this process; with ``cluster="inline"`` it has ended when this returns."""
+        from cortex_dask.clusters import make_cluster
         from cortex_dask.runtime.coordinator.background import BackgroundRun
 
         if self.is_run_here:
             raise JobRunningError(f"the job {self.job_id} is being run by this process: wait for it or stop it first")
         hint = dict(next_commands({**self._names(), "status": "stopped"}, environment=self._environment))["resume"]
-        chosen = self.cluster if cluster is None else cluster
-        self._background = BackgroundRun(self._directory, cluster=chosen, retry=retry, resume_hint=hint)
         try:
+            chosen = make_cluster(self.cluster if cluster is None else cluster)
+            self._background = BackgroundRun(self._directory, chosen, retry=retry, resume_hint=hint)
             self._background.start(None if display is None else display.update)
         except BaseException:
             if display is not None:
@@ -386,11 +387,11 @@ class Job:
         ClusterError
             If the cluster does not come up.
         """
-        from cortex_dask.clusters import make_cluster
+        from cortex_dask.clusters import detach
 
         if not isinstance(self.cluster, str):
             raise SpecError("cluster: a job that runs on its own needs the name of a cluster, not an object")
-        make_cluster(self.cluster).detach(self.url, self.settings, retry=retry)
+        detach(self.cluster, self.url, self.settings, retry=retry)
 
     def watch(self, display: Display, timeout: float | None = None) -> dict[str, Any]:
         """Show the job until it has ended, and return its last status document.

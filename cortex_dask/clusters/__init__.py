@@ -1,4 +1,4 @@
-"""Where the slots are: one small class per backend behind one seam, :class:`~cortex_dask.runtime.cluster.Cluster`."""
+"""Where splits run: one small class per backend behind one port, :class:`~cortex_dask.runtime.cluster.Cluster`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,20 @@ from typing import TYPE_CHECKING
 from cortex_dask.errors import SpecError
 
 if TYPE_CHECKING:
+    from cortex_dask.io.job.settings import JobSettings
     from cortex_dask.runtime.cluster import Cluster
-
-__all__ = ["make_cluster"]
 
 _ADDRESSES = ("tcp://", "tls://", "ucx://", "ws://", "wss://", "inproc://")
 
+# Each backend is imported when it is used: most bring Dask, or the client of a server.
+
 
 def make_cluster(name: str | Cluster) -> Cluster:
-    """Return the backend that ``--cluster`` or ``cluster=`` names; a backend that is made already is returned as it is.
+    """Return the backend that ``--cluster`` or ``cluster=`` names; raises :class:`SpecError` if there is none.
 
-    Parameters
-    ----------
-    name : str or Cluster
-        ``"local"``: this machine. ``"inline"``: the calling thread. ``"tcp://host:8786"``: an existing scheduler.
-        ``"gateway"``: a cluster of a Dask Gateway. ``"kubernetes"``: one of the Dask operator.
-
-    Raises
-    ------
-    SpecError
-        If there is no such backend.
+    ``"local"``: this machine. ``"inline"``: the calling thread. ``"tcp://host:8786"``: an existing scheduler.
+    ``"gateway"``: a cluster of a Dask Gateway. ``"kubernetes"``: one of the Dask operator. A
+    :class:`~cortex_dask.runtime.cluster.Cluster` is returned as it is.
     """
     if not isinstance(name, str):
         if hasattr(name, "prepare"):
@@ -54,7 +48,39 @@ def make_cluster(name: str | Cluster) -> Cluster:
         from cortex_dask.clusters.address import Address
 
         return Address(name)
-    raise SpecError(
+    raise _unknown(name)
+
+
+def detach(name: str, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
+    """Start a coordinator that outlives the caller, in the way of the named backend, and return.
+
+    Raises :class:`SpecError` if the backend has no place for one, and :class:`ClusterError` if its cluster does not
+    come up.
+    """
+    if name == "local":
+        from cortex_dask.clusters.detached import process
+
+        process.start_coordinator(job_url, retry=retry)
+    elif name == "inline":
+        raise SpecError("cluster: inline is the calling thread; a job that runs on its own needs another, e.g. local")
+    elif name == "gateway":
+        from cortex_dask.clusters.gateway.cluster import Gateway
+
+        Gateway().detach(job_url, settings, retry=retry)
+    elif name == "kubernetes":
+        from cortex_dask.clusters.kubernetes import runner
+
+        runner.start(job_url, settings, retry=retry)
+    elif name.startswith(_ADDRESSES):
+        from cortex_dask.clusters.detached import scheduler
+
+        scheduler.start_coordinator(name, job_url, settings, retry=retry)
+    else:
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> SpecError:
+    return SpecError(
         f"cluster: {name!r} is no cluster: say 'local' (this machine), 'inline' (the calling thread, for debuggers), "
         "the address of a Dask scheduler, e.g. 'tcp://127.0.0.1:8786', 'gateway' or 'kubernetes'"
     )

@@ -10,12 +10,9 @@ from cortex_dask.clusters.connection import dial
 from cortex_dask.clusters.dask import DaskCluster
 from cortex_dask.errors import ClusterError, SpecError
 from cortex_dask.formatting import shown
-from cortex_dask.io.job.settings import JobSettings
 
 if TYPE_CHECKING:
     from distributed import Client, Security
-
-__all__ = ["Address"]
 
 _CONNECT_SECONDS = 30.0
 _CLIENT_SECONDS = 10.0  # for a scheduler that has answered already; a lost one is waited for in reconnect()
@@ -110,22 +107,3 @@ class Address(DaskCluster):
         return (
             f"the scheduler at {self._address} has no workers: start some with dask worker {self._address}{resources}"
         )
-
-    def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
-        """Start the coordinator on the scheduler's host.
-
-        Raises
-        ------
-        ClusterError
-            If the scheduler does not answer, versions do not fit, or its host cannot read the job directory.
-        """
-        from cortex_dask.clusters.detached.scheduler import send_off
-
-        if self._address.startswith("inproc://"):
-            raise SpecError("cluster: a scheduler within a process ends with it; a detached job needs one that stays")
-        self._settings = settings
-        client = self.connect()
-        try:
-            send_off(client, job_url, settings, retry=retry)
-        finally:
-            client.close(timeout=5)

@@ -42,7 +42,7 @@ _PIECES_AT_ONCE = 10_000
 class DaskCluster(Cluster):
     """A backend on top of :class:`distributed.Client`.
 
-    A backend writes :meth:`connect`, and what it can of :meth:`scale`, :meth:`shutdown`, :meth:`reconnect` and
+    A backend writes :meth:`connect`, and what it can of :meth:`resize`, :meth:`shutdown`, :meth:`reconnect` and
     :meth:`trouble`. ``self.settings`` and ``self.options`` are there before any of these is called.
     """
 
@@ -89,7 +89,7 @@ class DaskCluster(Cluster):
         """
         raise NotImplementedError
 
-    def scale(self, workers: int) -> None:
+    def resize(self, workers: int) -> None:
         """Ask for so many Dask workers; those that have nothing to do go first. By default nobody can be asked."""
 
     def shutdown(self) -> None:
@@ -143,14 +143,14 @@ class DaskCluster(Cluster):
         if not self.is_fixed:
             self._connecting = Connecting(self.connect)
 
-    def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
+    def start(self, job_url: str, settings: JobSettings, report: Report, check: Callable[[], None]) -> None:
         """Connect, compare versions, and listen to the events of this job's splits."""
         self._job_url, self._settings, self._report = job_url, settings, report
         self._limit = settings.workers if settings.workers_said or not self.is_fixed else sys.maxsize
-        client = self.connect() if self._connecting is None else self._connecting.result(self.look_up)
+        client = self.connect() if self._connecting is None else self._connecting.result(check)
         self._enter(client)
         if not self.is_fixed:
-            self._scaling = Scaling(settings, self.threads_per_worker, self.scale)
+            self._scaling = Scaling(settings, self.threads_per_worker, self.resize)
 
     def _enter(self, client: Client) -> None:
         """Take a client into use."""
@@ -241,11 +241,11 @@ class DaskCluster(Cluster):
                 f"the cluster ({self.name}) has had no worker for {limit:.0f} s: {reason} (the job can be resumed)"
             )
 
-    def ahead(self) -> int:
+    def queue_depth(self) -> int:
         """Return how many splits may wait on the workers: none where there are more slots than the job may use."""
-        return super().ahead() if sum(self._threads.values()) <= self._limit else 0
+        return super().queue_depth() if sum(self._threads.values()) <= self._limit else 0
 
-    def want(self, splits_left: int) -> None:
+    def scale(self, splits_left: int) -> None:
         """Ask for as many workers as there is work for."""
         self._notice.look(is_missing=self._is_connected and self._is_short(splits_left))
         if self._scaling is not None and self._is_connected:
@@ -333,18 +333,18 @@ class DaskCluster(Cluster):
         if not self._mailbox.put(event):
             self._report(event)
 
-    def submit(self, task: SplitTask, done: Done) -> None:
-        """Send a split as one Dask task; its future is dropped as soon as it is done."""
-        self._submit([(task, done)], self._place())
-
-    def submit_many(self, tasks: Sequence[tuple[SplitTask, Done]]) -> None:
-        """Send splits, many in one message: that costs the scheduler little more than one of them."""
+    def submit(self, tasks: Sequence[tuple[SplitTask, Done]], *, elsewhere: bool = False) -> None:
+        """Send each split as one Dask task, many in one message; its future is dropped as soon as it is done."""
+        if elsewhere:
+            for task, done in tasks:
+                self._submit([(task, done)], self._place_elsewhere(task))
+            return
         place = self._place()
         for few in _messages(tasks):
             self._submit(few, place)
 
-    def submit_again(self, task: SplitTask, done: Done) -> None:
-        """Send a split that runs already to a worker that does not have it."""
+    def _place_elsewhere(self, task: SplitTask) -> dict[str, Any]:
+        """Return where a task should run that runs already: on a worker that does not have it."""
         place = self._place()
         with contextlib.suppress(Exception):  # then anywhere
             same = self._key(task)[:2]
@@ -352,9 +352,9 @@ class DaskCluster(Cluster):
             busy = {worker for worker, keys in processing if any(key[:2] == same for key in keys)}
             if others := sorted(self._threads.keys() - busy):
                 place |= {"workers": others, "allow_other_workers": True}
-        self._submit([(task, done)], place)
+        return place
 
-    def abandon(self, split: int) -> None:
+    def cancel(self, split: int) -> None:
         """Have the workers end the attempts at a split that run on."""
         self._on_all_workers(0.0, dask_worker.abandon_split, self._job_url, split)
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from cortex_dask.errors import SpecError
+from collections.abc import Callable, Sequence
+
 from cortex_dask.io.job.records import Outcome, SplitTask
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.runtime.cluster import Cluster, Done, Report
-
-__all__ = ["Inline"]
 
 
 class Inline(Cluster):
     """Runs every split where it is submitted; breakpoints in the handler work."""
 
     name = "inline"
+    runs_inline = True
 
     def __init__(self) -> None:
         self._job_url = ""
         self._report: Report = lambda event: None
 
-    def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
+    def start(self, job_url: str, settings: JobSettings, report: Report, check: Callable[[], None]) -> None:
         """Remember the job; there is nothing to start."""
         self._job_url, self._report = job_url, report
 
@@ -27,19 +27,16 @@ class Inline(Cluster):
         """Return 1."""
         return 1
 
-    def ahead(self) -> int:
+    def queue_depth(self) -> int:
         """Return 0: a split has ended when it has been sent."""
         return 0
 
-    def submit(self, task: SplitTask, done: Done) -> None:
-        """Run the split now."""
+    def submit(self, tasks: Sequence[tuple[SplitTask, Done]], *, elsewhere: bool = False) -> None:
+        """Run the splits now."""
         from cortex_dask.runtime.handler_process import inline
 
-        done(inline.run_split(task, self._report))
-
-    def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
-        """Refuse: the calling thread ends with the caller."""
-        raise SpecError("cluster: inline is the calling thread; a job that runs on its own needs another, e.g. local")
+        for task, done in tasks:
+            done(inline.run_split(task, self._report))
 
     def complete(self) -> Outcome:
         """Run ``on_job_complete`` on the job's only handler."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable, Sequence
 
 from cortex_dask.io.job.records import Outcome, SplitTask
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.runtime.cluster import Cluster, Done, Report
 from cortex_dask.runtime.worker import devices, slots, spares
-
-__all__ = ["LocalThreads"]
 
 _CLOSE_SECONDS = 5.0  # the threads end when their handler processes have ended
 _LOOK_AGAIN_SECONDS = 0.2
@@ -39,7 +38,7 @@ class LocalThreads(Cluster):
         self._job_url, self._count = job_url, _slots_wanted(settings)
         slots.prestart(job_url, self._count)
 
-    def start(self, job_url: str, settings: JobSettings, report: Report) -> None:
+    def start(self, job_url: str, settings: JobSettings, report: Report, check: Callable[[], None]) -> None:
         """Start the threads."""
         self._job_url, self._count, self._report = job_url, _slots_wanted(settings), report
         for number in range(self._count):
@@ -52,13 +51,14 @@ class LocalThreads(Cluster):
         """Return the number of threads."""
         return self._count
 
-    def ahead(self) -> int:
+    def queue_depth(self) -> int:
         """Return as many as there are slots: they all take from one queue, so the order stays what it was."""
         return self._count
 
-    def submit(self, task: SplitTask, done: Done) -> None:
-        """Put a split into the queue."""
-        self._tasks.put((task, done))
+    def submit(self, tasks: Sequence[tuple[SplitTask, Done]], *, elsewhere: bool = False) -> None:
+        """Put splits into the queue."""
+        for item in tasks:
+            self._tasks.put(item)
 
     def _work(self) -> None:
         from cortex_dask.runtime.worker.supervisor import run_split
@@ -75,7 +75,7 @@ class LocalThreads(Cluster):
                     ended = error
             done(ended)
 
-    def abandon(self, split: int) -> None:
+    def cancel(self, split: int) -> None:
         """End the attempts at a split that run on."""
         slots.abandon_split(self._job_url, split)
 
@@ -84,23 +84,6 @@ class LocalThreads(Cluster):
         from cortex_dask.runtime.worker.supervisor import run_completion
 
         return run_completion(self._job_url, self._report)
-
-    def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
-        """Start the coordinator in a background process.
-
-        From a handler process it is started as the handler's worker would start it, with nothing of the handler's.
-        """
-        from cortex_dask.clusters.detached import process
-        from cortex_dask.runtime import job_context
-
-        here = job_context.current()
-        process.start(
-            job_url,
-            cluster=self.name,
-            retry=retry,
-            python=None if here is None else here.python,
-            variables=None if here is None else here.variables,
-        )
 
     def stop(self, reason: str) -> None:
         """End the running splits, and those that wait."""

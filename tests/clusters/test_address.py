@@ -152,7 +152,7 @@ def test_what_is_sent_while_the_client_connects_again_or_closes_ends_with_it(
     with scheduler(tmp_path / "dask") as (address, first):
         cluster = Address(address)
         job = make_job(str(tmp_path / "store"), tmp_path / "marks", cluster=address)
-        cluster.start(job.url, job.settings, lambda event: None)
+        cluster.start(job.url, job.settings, lambda event: None, lambda: None)
         try:
             until(lambda: cluster.slots() == 2, "the worker")
             first.kill()

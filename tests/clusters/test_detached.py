@@ -16,7 +16,7 @@ import psutil
 import pytest
 from distributed import Client, Security
 
-from cortex_dask.clusters.address import Address
+from cortex_dask.clusters import detach
 from cortex_dask.errors import ClusterError, SpecError
 from tests.clusters.jobs import ClusterJob
 from tests.clusters.local import LocalBackend
@@ -50,7 +50,7 @@ def until_ended(job: FaultJob, status: str, seconds: float = _SECONDS) -> dict[s
 def test_two_submitters_send_off_one_coordinator(host: DaskHost, tmp_path: Path) -> None:
     job = make(host, tmp_path, gate="open")
     for _ in range(2):
-        Address(host.address).detach(job.url, job.settings)
+        detach(host.address, job.url, job.settings)
     until(job.calls, "a batch in hand")
     coordinator = psutil.Process(job.status()["coordinator"]["pid"])
 
@@ -65,7 +65,7 @@ def test_two_submitters_send_off_one_coordinator(host: DaskHost, tmp_path: Path)
 
 def test_a_scheduler_that_is_killed_takes_the_coordinator_with_it(host: DaskHost, tmp_path: Path) -> None:
     job = make(host, tmp_path, gate="open")
-    Address(host.address).detach(job.url, job.settings)
+    detach(host.address, job.url, job.settings)
     until(job.calls, "a batch in hand")
     pid = job.status()["coordinator"]["pid"]
 
@@ -83,7 +83,7 @@ def test_a_scheduler_that_is_killed_takes_the_coordinator_with_it(host: DaskHost
 
 def test_a_scheduler_that_is_closed_lets_the_coordinator_write_its_status(host: DaskHost, tmp_path: Path) -> None:
     job = make(host, tmp_path, gate="open")
-    Address(host.address).detach(job.url, job.settings)
+    detach(host.address, job.url, job.settings)
     until(job.calls, "a batch in hand")
     pid = job.status()["coordinator"]["pid"]
 
@@ -101,7 +101,7 @@ def test_the_failed_batches_are_handled_again(host: DaskHost, tmp_path: Path) ->
     job.run()
     job.mark("mended")
 
-    Address(host.address).detach(job.url, job.settings, retry=True)
+    detach(host.address, job.url, job.settings, retry=True)
 
     until_ended(job, "succeeded")
     exactly_once(job)
@@ -110,14 +110,14 @@ def test_the_failed_batches_are_handled_again(host: DaskHost, tmp_path: Path) ->
 def test_a_job_directory_that_the_scheduler_cannot_read(host: DaskHost, tmp_path: Path) -> None:
     job = make(host, tmp_path)
     with pytest.raises(ClusterError) as raised:
-        Address(host.address).detach("/on/the/laptop/only", job.settings)
+        detach(host.address, "/on/the/laptop/only", job.settings)
     assert "cannot read the job directory /on/the/laptop/only" in str(raised.value)
     assert not job.calls()
 
 
 def test_a_scheduler_within_a_process_is_no_place(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="ends with it"):
-        Address("inproc://192.0.2.1/1/1").detach(str(tmp_path), None)  # type: ignore[arg-type]
+        detach("inproc://192.0.2.1/1/1", str(tmp_path), None)  # type: ignore[arg-type]
 
 
 # schedulers of other kinds --------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_client_without_the_credentials(tls: dict[str, str], tmp_path: Path) -
 def test_a_scheduler_that_is_idle_waits_for_its_coordinator(tmp_path: Path) -> None:
     with scheduler(tmp_path / "dask", options='idle_timeout="4s"') as (address, process):
         job = make_job(str(tmp_path / "store"), tmp_path / "marks", cluster=address)
-        Address(address).detach(job.url, job.settings)
+        detach(address, job.url, job.settings)
         until(lambda: job.directory.read_json("status.json"), "the coordinator to begin")
         pid = job.status()["coordinator"]["pid"]
         os.kill(pid, signal.SIGSTOP)  # it plans, for a long time
@@ -255,7 +255,7 @@ def test_a_scheduler_without_the_package(tmp_path: Path) -> None:
     with scheduler(tmp_path / "dask", before=WITHOUT) as (address, _):
         job = make_job(str(tmp_path / "store"), tmp_path / "marks", cluster=address)
         with pytest.raises(ClusterError) as raised:
-            Address(address).detach(job.url, job.settings)
+            detach(address, job.url, job.settings)
     assert "cortex_dask is" in str(raised.value)
     assert "missing on the scheduler, missing on workers" in str(raised.value)
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 import cortex_dask as cx
 from cortex_dask.cli import main
+from cortex_dask.clusters.local import LocalThreads
 from cortex_dask.io.job.failures import dead_letters
 from cortex_dask.job import Job
 from cortex_dask.runtime.coordinator.coordinator import run_job
@@ -243,7 +244,7 @@ class TestQueue:
             path.write_text(json.dumps({**receipt, "delivered": receipt["delivered"][: 1 - number]}))
         status = json.loads((folder / "status.json").read_text())
         (folder / "status.json").write_text(json.dumps({**status, "status": "stopped"}))
-        run_job(str(folder))
+        run_job(str(folder), LocalThreads())
         assert len(queue.receive()) == 1
 
     def test_a_queue_that_does_not_exist_is_found_before_the_first_batch(self, project: Project, s3: str) -> None:
@@ -348,7 +349,7 @@ class TestCompletion:
         assert (folder / "completed.json").exists()
         status = json.loads((folder / "status.json").read_text())
         (folder / "status.json").write_text(json.dumps({**status, "status": "running", "coordinator": {}}))
-        assert run_job(str(folder))["status"] == "succeeded"
+        assert run_job(str(folder), LocalThreads())["status"] == "succeeded"
         assert len(project.lines("completed")) == 1
 
     @pytest.mark.parametrize("cluster", ["local", "inline"])
@@ -391,7 +392,7 @@ class TestStatuses:
         source, output = options.pop("input"), options.pop("output")
         job, _ = cx.Client().create(cx.Client().resolve(project.folder / "project", source, output, options))  # type: ignore[arg-type]
         assert job.status == "enqueuing"  # submitted, and nobody has begun with it
-        run_job(job.url, on_status=look)
+        run_job(job.url, LocalThreads(), on_status=look)
         assert list(seen) == ["enqueuing", "running", "succeeded"]
         for document in seen.values():
             check_document(document)

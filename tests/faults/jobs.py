@@ -113,9 +113,10 @@ class FaultJob:
 
     def run(self, **how: Any) -> dict[str, Any]:
         """Run the job in this process, or go on with it."""
+        from cortex_dask.clusters import make_cluster
         from cortex_dask.runtime.coordinator.coordinator import run_job
 
-        return run_job(self.url, **{"cluster": self.cluster, **how})
+        return run_job(self.url, make_cluster(how.pop("cluster", self.cluster)), **how)
 
     def try_to_run(self) -> dict[str, Any]:
         """Run the job, and return its status document even if the run ends with an error."""
@@ -126,9 +127,10 @@ class FaultJob:
 
     def retry(self, **how: Any) -> dict[str, Any]:
         """Handle the dead letters again, in this process."""
+        from cortex_dask.clusters import make_cluster
         from cortex_dask.runtime.coordinator.coordinator import retry_failed
 
-        return retry_failed(self.url, **{"cluster": self.cluster, **how})
+        return retry_failed(self.url, make_cluster(how.pop("cluster", self.cluster)), **how)
 
     def status(self) -> dict[str, Any]:
         document: dict[str, Any] = self.directory.read_json("status.json")

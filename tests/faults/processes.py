@@ -154,14 +154,14 @@ def _run(environment: dict[str, str], log: str, function: Callable[..., None], a
 
 
 def _coordinate(job_url: str, moment: Moment | None, retry: bool, patience: float | None, how: dict[str, Any]) -> None:
-    from cortex_dask.clusters import address, dask
+    from cortex_dask.clusters import address, dask, make_cluster
     from cortex_dask.runtime.coordinator.coordinator import retry_failed, run_job
 
     if patience is not None:
         address._CONNECT_SECONDS = address._CLIENT_SECONDS = dask._RECONNECT_SECONDS = patience
     if moment is not None:
         _arm(moment)
-    document = (retry_failed if retry else run_job)(job_url, **how)
+    document = (retry_failed if retry else run_job)(job_url, make_cluster(how.pop("cluster")), **how)
     print(document["status"], document["status_reason"])
 
 

@@ -64,7 +64,7 @@ def connect(scheduler: LocalCluster) -> Iterator[Callable[[TestJob], Address]]:
     def connect_one(job: TestJob) -> Address:
         cluster = Address(scheduler.scheduler_address)
         clusters.append(cluster)
-        cluster.start(job.url, job.settings, job.report)
+        cluster.start(job.url, job.settings, job.report, lambda: None)
         return cluster
 
     yield connect_one
@@ -74,7 +74,7 @@ def connect(scheduler: LocalCluster) -> Iterator[Callable[[TestJob], Address]]:
 
 def send(cluster: Address, job: TestJob) -> queue.SimpleQueue[Outcome | Exception]:
     ended: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
-    cluster.submit(SplitTask(job.url, job.splits[0], 1, None), ended.put)
+    cluster.submit([(SplitTask(job.url, job.splits[0], 1, None), ended.put)])
     return ended
 
 
@@ -117,7 +117,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end_of_a_job(tmp_path: Path, m
     job = make_job(tmp_path, SAME)
     with dask_host(tmp_path / "dask", workers=1) as host:
         cluster = Address(host.address)
-        cluster.start(job.url, job.settings, job.report)
+        cluster.start(job.url, job.settings, job.report, lambda: None)
         host.workers[0].kill(signal.SIGSTOP)
         try:
             began = time.monotonic()

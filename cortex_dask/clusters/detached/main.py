@@ -16,19 +16,19 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from cortex_dask.clusters import make_cluster
 from cortex_dask.errors import CortexDaskError
 
 if TYPE_CHECKING:
     from cortex_dask.clusters.detached.watchdog import CoordinatorOrder
-    from cortex_dask.runtime.cluster import Cluster
 
 
 def main() -> None:
     """Keep a coordinator alive until its job has ended; what cannot be helped is told by the job's status."""
     from cortex_dask.clusters.detached.watchdog import CoordinatorOrder, Watchdog
 
-    job_url, cluster, how = sys.argv[1:4]
-    keeper = Watchdog(CoordinatorOrder(job_url, cluster, retry=how == "retry"))
+    job_url, how = sys.argv[1:3]
+    keeper = Watchdog(CoordinatorOrder(job_url, "local", retry=how == "retry"))
     signal.signal(signal.SIGTERM, lambda number, frame: keeper.interrupt())
     try:
         keeper.begin()
@@ -65,14 +65,14 @@ def coordinate() -> None:
 def _run(order: CoordinatorOrder) -> None:
     from cortex_dask.runtime.coordinator import coordinator
 
-    cluster: str | Cluster = order.cluster
-    if order.backend is not None:
-        from cortex_dask.clusters.detached import (
-            scheduler,  # brings distributed, which a coordinator on one machine does without
-        )
+    if order.backend is None:
+        cluster = make_cluster(order.cluster)
+    else:
+        # Imports distributed, which a coordinator on one machine does without.
+        from cortex_dask.clusters.detached import scheduler
 
         cluster = scheduler.make(order)
-    (coordinator.retry_failed if order.retry else coordinator.run_job)(order.job_url, cluster=cluster)
+    (coordinator.retry_failed if order.retry else coordinator.run_job)(order.job_url, cluster)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

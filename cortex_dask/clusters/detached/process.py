@@ -11,14 +11,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from cortex_dask.errors import CortexDaskError
+from cortex_dask.runtime import job_context
 from cortex_dask.runtime.worker.launch import python_command
-
-if TYPE_CHECKING:
-    pass
 
 #: It is in the background before anything is imported.
 _FORK = """\
@@ -29,42 +25,20 @@ if os.fork():
 _START_SECONDS = 60.0
 
 
-def start(
-    job_url: str,
-    *,
-    cluster: str = "local",
-    retry: bool = False,
-    python: str | None = None,
-    variables: Mapping[str, str] | None = None,
-) -> None:
-    """Start a coordinator for a job, and return at once.
+def start_coordinator(job_url: str, *, retry: bool = False) -> None:
+    """Start a local coordinator for a job in the background, and return at once.
 
-    Parameters
-    ----------
-    job_url : str
-        The job directory.
-    cluster : str
-        Where the splits run.
-    retry : bool, default False
-        Whether the failed batches are handled again.
-    python : str, optional
-        The interpreter; None: this process' own.
-    variables : mapping, optional
-        The environment variables; None: those of this process.
-
-    Raises
-    ------
-    CortexDaskError
-        If no process can be started.
+    From a handler process it is started with the interpreter and the variables of the handler's worker.
     """
-    begun = python_command("cortex_dask.clusters.detached.main", "main", first=_FORK)
+    context = job_context.current()
+    command = python_command("cortex_dask.clusters.detached.main", "main", first=_FORK)
     try:
         process = subprocess.Popen(
-            [python or sys.executable, *begun, job_url, cluster, "retry" if retry else "run"],
+            [sys.executable if context is None else context.python, *command, job_url, "retry" if retry else "run"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=None if variables is None else dict(variables),
+            env=None if context is None else dict(context.variables),
             cwd="/",  # the folder of this process may be removed while the job runs
             start_new_session=True,
         )

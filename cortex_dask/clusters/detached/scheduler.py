@@ -19,7 +19,7 @@ from distributed import SchedulerPlugin, Security
 from cortex_dask.clusters import versions
 from cortex_dask.clusters.address import Address
 from cortex_dask.clusters.detached.watchdog import CoordinatorOrder, Watchdog
-from cortex_dask.errors import ClusterError
+from cortex_dask.errors import ClusterError, SpecError
 
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 #: The backend of a coordinator beside a scheduler, as ``module:class``.
 BESIDE = "cortex_dask.clusters.detached.scheduler:Beside"
 _BUSY_SECONDS = 1.0
+_CLOSE_SECONDS = 5.0
 _PARENT_SECONDS = 5.0  # between two looks at the parent, should a copy of the lifeline's other end live on elsewhere
 _END_SECONDS = 60.0  # a coordinator that has lost its scheduler is killed after so long, whatever it is at
 
@@ -80,6 +81,19 @@ def _await_end(cluster: Beside, parent: int) -> None:
     # What it writes last is its status; only a store or a handler that hangs keeps it from that.
     threading.Timer(_END_SECONDS, os._exit, (1,)).start()
     cluster.give_up(f"the Dask scheduler on {socket.gethostname()} has ended, and with it the job's coordinator there")
+
+
+def start_coordinator(address: str, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
+    """Start a job's coordinator on the host of the scheduler at an address."""
+    if address.startswith("inproc://"):
+        raise SpecError("cluster: a scheduler within a process ends with it; a detached job needs one that stays")
+    cluster = Address(address)
+    cluster.prepare(job_url, settings)
+    client = cluster.connect()
+    try:
+        send_off(client, job_url, settings, retry=retry)
+    finally:
+        client.close(timeout=_CLOSE_SECONDS)
 
 
 def send_off(

@@ -101,7 +101,7 @@ class GatewayCluster(DaskCluster):
 
     # sizes ----------------------------------------------------------------------------------------------------------
 
-    def scale(self, workers: int) -> None:
+    def resize(self, workers: int) -> None:
         """Ask the cluster's scheduler, which knows who is idle; it tells the gateway."""
         if self._slots is not None and self._slots != self.threads_per_worker:
             workers = -(-workers * self.threads_per_worker // self._slots)
@@ -120,7 +120,7 @@ class GatewayCluster(DaskCluster):
                 return super()._count()
         if self._slots is None and threads:
             self._slots = min(threads.values())
-            self.scale(first_workers(self.settings, self.threads_per_worker))
+            self.resize(first_workers(self.settings, self.threads_per_worker))
         slots = {address: min(count, self._slots or count) for address, count in threads.items()}
         self._spare = slots != threads
         return slots
@@ -129,9 +129,9 @@ class GatewayCluster(DaskCluster):
         """Return whether splits can be sent: where devices are needed, not before a worker has said what it has."""
         return super().is_ready() and not (self._has_gpus and self.settings.compute.gpu and not self._threads)
 
-    def ahead(self) -> int:
+    def queue_depth(self) -> int:
         """Return 0 where a split that waits on a worker would find a free thread there that is no slot."""
-        return 0 if self._spare else super().ahead()
+        return 0 if self._spare else super().queue_depth()
 
     def _submit(self, tasks: Sequence[tuple[SplitTask, Done]], place: dict[str, Any]) -> None:
         """Send splits; one by one to the worker with the most free slots, where Dask would fill spare threads."""

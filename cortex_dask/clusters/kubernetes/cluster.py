@@ -21,7 +21,6 @@ from cortex_dask.clusters.kubernetes.options import KubernetesOptions, check
 from cortex_dask.clusters.kubernetes.preflight import check_cluster, check_paths
 from cortex_dask.clusters.scaling import first_workers
 from cortex_dask.errors import ClusterError
-from cortex_dask.io.job.settings import JobSettings
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -129,7 +128,7 @@ class Kubernetes(DaskCluster):
 
     # sizes ----------------------------------------------------------------------------------------------------------
 
-    def scale(self, workers: int) -> None:
+    def resize(self, workers: int) -> None:
         """Ask for workers, or let those go that have not come, and then those that have nothing to do."""
         assert self._cluster is not None
         self._asked = workers
@@ -187,10 +186,6 @@ class Kubernetes(DaskCluster):
                 records.drop(self._record)
         api.close()
         self._api = None
-
-    def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
-        """Start a runner: a ``Job`` whose pod is the coordinator, and that owns the cluster."""
-        runner.start(job_url, settings, retry=retry)
 
 
 def choose(workers: Sequence[str], known: Mapping[str, str], busy: set[str], count: int) -> list[str]:

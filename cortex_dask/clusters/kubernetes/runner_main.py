@@ -16,6 +16,7 @@ import time
 from types import FrameType
 
 from cortex_dask.clusters.kubernetes.api import KubeApi
+from cortex_dask.clusters.kubernetes.cluster import Kubernetes
 from cortex_dask.clusters.kubernetes.options import NAMESPACE_VARIABLE
 from cortex_dask.clusters.kubernetes.runner import owner
 from cortex_dask.errors import CortexDaskError, JobRunningError, StorageError
@@ -52,7 +53,7 @@ def run(job_url: str, *, retry: bool = False) -> int:
             if _was_stopped(job_url):
                 _log.info("the job was stopped while this runner was waited for")
                 return 0
-            document = begin(job_url, cluster="kubernetes")
+            document = begin(job_url, Kubernetes())
         except JobRunningError as error:
             # A runner that was lost a moment ago still seems to run, until its last sign of life is old enough.
             _log.info("%s; waiting", error)

@@ -21,23 +21,12 @@ _EXIT_SECONDS = 15.0  # running handlers end within 5 s; the rest is for what th
 class BackgroundRun:
     """One run of a job's coordinator.
 
-    With ``cluster="inline"`` :meth:`start` runs the whole job in the calling thread, where breakpoints work; otherwise
-    it returns at once. When the interpreter exits while the job runs, the job is asked to stop and can be resumed: a
-    process never hangs silently at its end, and never leaves handler processes behind.
-
-    Parameters
-    ----------
-    job : JobDirectory
-        The job.
-    cluster : str or Cluster
-        Where the splits run.
-    retry : bool
-        Whether the failed batches are handled again.
-    resume_hint : str
-        The command that goes on with the job; shown when the interpreter exits too early.
+    On a cluster that runs inline, :meth:`start` runs the whole job in the calling thread, where breakpoints work;
+    otherwise it returns at once. When the interpreter exits while the job runs, the job is asked to stop and can be
+    resumed: a process never hangs silently at its end, and never leaves handler processes behind.
     """
 
-    def __init__(self, job: JobDirectory, *, cluster: str | Cluster, retry: bool, resume_hint: str) -> None:
+    def __init__(self, job: JobDirectory, cluster: Cluster, *, retry: bool, resume_hint: str) -> None:
         self._job = job
         self._cluster = cluster
         self._retry = retry
@@ -54,7 +43,7 @@ class BackgroundRun:
         """Start the coordinator; ``on_status`` is called about once a second, from another thread."""
         self._listener = on_status
         self._started = True
-        if self._cluster == "inline":
+        if self._cluster.runs_inline:
             self._run()
             if isinstance(self._error, KeyboardInterrupt):
                 raise self._error
@@ -97,7 +86,7 @@ class BackgroundRun:
 
         run = coordinator.retry_failed if self._retry else coordinator.run_job
         try:
-            self._document = run(self._job.url, cluster=self._cluster, on_status=self._show)
+            self._document = run(self._job.url, self._cluster, on_status=self._show)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised by result() in the thread that waits
             self._error = error
             spares.discard()  # where the coordinator has failed before it had anything to do with its cluster

@@ -56,7 +56,7 @@ def complete(job: JobDirectory, cluster: Cluster, limits: Limits, halt: Callable
 
 
 def _run(cluster: Cluster, limits: Limits, halt: Callable[[Exception], None]) -> Outcome:
-    if cluster.name == "inline":  # in the calling thread, as everything there
+    if cluster.runs_inline:  # in the calling thread, as everything there
         return cluster.complete()
     answers: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
 

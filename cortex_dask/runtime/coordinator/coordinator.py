@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from cortex_dask.clusters import make_cluster
 from cortex_dask.errors import CortexDaskError, InputError, JobRunningError
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.ledger import Ledger
@@ -51,8 +50,8 @@ _STORAGE_DELAY = 1.0  # seconds before the first of those, doubled each time
 
 def run_job(
     job_url: str,
+    cluster: Cluster,
     *,
-    cluster: str | Cluster = "local",
     on_status: Callable[[Document], None] | None = None,
     force: bool = False,
 ) -> Document:
@@ -62,8 +61,8 @@ def run_job(
     ----------
     job_url : str
         The job directory.
-    cluster : str or Cluster, default "local"
-        Where the splits run, see :func:`cortex_dask.clusters.make_cluster`.
+    cluster : Cluster
+        Where the splits run.
     on_status : callable, optional
         Called about once a second with the status document, from another thread.
     force : bool, default False
@@ -83,13 +82,13 @@ def run_job(
     StorageError
         If the job directory or the output fails after all retries; the job can be resumed.
     """
-    return Coordinator(JobDirectory(job_url), make_cluster(cluster), on_status).run(force=force)
+    return Coordinator(JobDirectory(job_url), cluster, on_status).run(force=force)
 
 
 def retry_failed(
     job_url: str,
+    cluster: Cluster,
     *,
-    cluster: str | Cluster = "local",
     on_status: Callable[[Document], None] | None = None,
     force: bool = False,
 ) -> Document:
@@ -97,7 +96,7 @@ def retry_failed(
 
     Takes and returns what :func:`run_job` does.
     """
-    return Coordinator(JobDirectory(job_url), make_cluster(cluster), on_status).run(force=force, retry=True)
+    return Coordinator(JobDirectory(job_url), cluster, on_status).run(force=force, retry=True)
 
 
 class Coordinator:
@@ -214,8 +213,7 @@ class Coordinator:
                 self._retries.update(added)
                 self._tally.add_retries(added)
             self._begin(header)
-            self._cluster.look_up = self._limits.check_end
-            self._cluster.start(self._job.url, self._settings, self._on_event)
+            self._cluster.start(self._job.url, self._settings, self._on_event, self._limits.check_end)
             self._process(header)
             ended = self._seal()
         finally:
@@ -317,7 +315,7 @@ class Coordinator:
             while self._counted < self._total_splits:
                 # A straggler needs a second slot, also where there are no more slots than splits that are left.
                 left = max(self._total_splits - self._counted, len(self._window))
-                self._cluster.want(left + len(self._backups.waiting))
+                self._cluster.scale(left + len(self._backups.waiting))
                 self._fill_window()
                 if not self._window:
                     self._committer.hurry()
@@ -365,7 +363,7 @@ class Coordinator:
                 self._alone = self._suspects[0].number
                 self._send([self._suspects.pop(0)])
             return
-        window = slots + self._cluster.ahead()
+        window = slots + self._cluster.queue_depth()
         room = min(window, self._election.window(window)) - len(self._window)
         splits: list[Split] = []
         while len(splits) < room and (split := self._source.next(in_order=self._election.is_open)) is not None:
@@ -375,19 +373,16 @@ class Coordinator:
         if len(splits) < room:
             self._send_backups(max(slots - len(self._window), 0))
 
-    def _send(self, splits: Sequence[Split], *, again: bool = False) -> None:
-        """Send splits; ``again``: each of them runs already, and is to run elsewhere as well."""
+    def _send(self, splits: Sequence[Split], *, elsewhere: bool = False) -> None:
+        """Send splits; ``elsewhere``: each of them runs already, and is to run elsewhere as well."""
         sent = []
         now = time.monotonic()
         for split in splits:
             attempt = self._window.open(split, now)
             task = SplitTask(self._job.url, split, attempt.number, self._election.schema, self._tally.rows_limit)
             sent.append((task, partial(self._report_end, attempt)))
-        if again:
-            for task, done in sent:
-                self._cluster.submit_again(task, done)
-        elif sent:
-            self._cluster.submit_many(sent)
+        if sent:
+            self._cluster.submit(sent, elsewhere=elsewhere)
 
     def _report_end(self, attempt: Attempt, ended: Outcome | Exception) -> None:
         self._inbox.put(lambda: self._ended(attempt, ended))
@@ -398,7 +393,7 @@ class Coordinator:
         splits = self._backups.take(free, time.monotonic(), done=self._counted, total=total, lost=self._lost)
         for split in splits:
             _log.info("split %d takes far longer than others: it is started a second time", split.number)
-        self._send(splits, again=True)
+        self._send(splits, elsewhere=True)
 
     # what comes in --------------------------------------------------------------------------------------------------
 
@@ -483,7 +478,7 @@ class Coordinator:
             # Not where it was another coordinator that was faster: to end handlers for each of its splits would cost
             # more than to let them end theirs.
             if lost:
-                self._cluster.abandon(record.split)
+                self._cluster.cancel(record.split)
 
     def _await_losers(self) -> None:
         """Wait until the attempts have ended that came too late, so that no handler works when the job is sealed."""

@@ -19,13 +19,13 @@ def test_threads_that_hang_are_not_waited_for_one_by_one(tmp_path: Path, monkeyp
     count, go_on = 30, threading.Event()
     job = make_job(str(tmp_path / "store"), tmp_path / "marks", workers=count)
     cluster = local.LocalThreads()
-    cluster.start(job.url, job.settings, lambda event: None)
+    cluster.start(job.url, job.settings, lambda event: None, lambda: None)
     cluster.stop("it was stopped")
     ended = []
     try:
         for number in range(count):
             task = SplitTask(job.url, Split(number, (), None, 1, 1), 1, None)
-            cluster.submit(task, lambda outcome: (ended.append(outcome), go_on.wait(60)))
+            cluster.submit([(task, lambda outcome: (ended.append(outcome), go_on.wait(60)))])
         began = time.monotonic()
         cluster.close()
         took = time.monotonic() - began

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cortex_dask.clusters.inline import Inline
 from cortex_dask.errors import StorageError
 from cortex_dask.runtime.coordinator import heartbeat, status_board
 from cortex_dask.runtime.coordinator.coordinator import run_job
@@ -68,11 +69,11 @@ def test_a_job_whose_last_status_cannot_be_written_says_so(tmp_path: Path, monke
 
     monkeypatch.setattr(Heartbeat, "beat", failing)
     with pytest.raises(StorageError, match=r"status\.json"):
-        run_job(job.url, cluster="inline")
+        run_job(job.url, Inline())
     monkeypatch.undo()
     shutil.rmtree(Path(job.url, "status.json"))
 
-    assert run_job(job.url, cluster="inline")["status"] == "succeeded"
+    assert run_job(job.url, Inline())["status"] == "succeeded"
 
 
 def _pulse(job: Any) -> Heartbeat:
