@@ -56,14 +56,14 @@ def _manifest(
 def _text(job_url: str, settings: Any, *, runner_only: bool, created: bool) -> str:
     import yaml
 
-    from cortex_dask.clusters.kubernetes.manifests import dask_cluster, runner_job
+    from cortex_dask.clusters.kubernetes.manifests import make_dask_cluster, make_runner_job
     from cortex_dask.clusters.kubernetes.options import KubernetesOptions
     from cortex_dask.clusters.kubernetes.preflight import check_paths
 
     options = KubernetesOptions.of(settings)
-    cluster = dask_cluster(job_url, settings, options)
+    cluster = make_dask_cluster(job_url, settings, options)
     check_paths(job_url, settings, cluster)
-    documents = [runner_job(job_url, settings, options), *([] if runner_only else [cluster])]
+    documents = [make_runner_job(job_url, settings, options), *([] if runner_only else [cluster])]
     head = f"# The job {settings.job_id} of {settings.api_name}; its directory is {job_url}.\n"
     if not created:
         head += "# That has to be there when this is applied: say --create as well, and it is made.\n"

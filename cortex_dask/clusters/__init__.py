@@ -70,7 +70,7 @@ def detach(name: str, job_url: str, settings: JobSettings, *, retry: bool = Fals
     elif name == "kubernetes":
         from cortex_dask.clusters.kubernetes import runner
 
-        runner.start(job_url, settings, retry=retry)
+        runner.start_runner(job_url, settings, retry=retry)
     elif name.startswith(_ADDRESSES):
         from cortex_dask.clusters.detached import scheduler
 

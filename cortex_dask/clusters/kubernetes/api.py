@@ -1,7 +1,10 @@
 """The Kubernetes API server, as far as a job needs it: objects as plain dictionaries, and refusals as sentences.
 
-It rests on kr8s, which knows kubeconfigs, credential plug-ins and service accounts. Its calls run on an event loop in a
-thread of their own, so that every one has a deadline, and none depends on the caller's loop.
+It rests on kr8s, which handles kubeconfigs, credential plug-ins and service accounts. Its calls run on an event loop in
+a thread of their own, so that every one has a deadline, and none depends on the caller's loop.
+
+Ports are forwarded here and not by kr8s' ``PortForward``: that one retries a refused connection for ever, so that a
+client of a lost scheduler waits instead of seeing its connection close; and it guesses a free local port.
 """
 
 from __future__ import annotations
@@ -24,13 +27,13 @@ from cortex_dask.errors import ClusterError
 _T = TypeVar("_T")
 
 _CALL_SECONDS = 20.0
-_TRIES = 3
-_PAUSE = 0.5  # seconds before the second try
+_MAX_ATTEMPTS = 3
+_RETRY_SECONDS = 0.5  # seconds before the second try
 _TRANSIENT = (429, 500, 502, 503, 504)
 _NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
-#: Kinds, and where their objects are.
-_PLACES = {
+#: Kind -> API version and plural name.
+_RESOURCES = {
     "DaskCluster": ("kubernetes.dask.org/v1", "daskclusters"),
     "DaskWorkerGroup": ("kubernetes.dask.org/v1", "daskworkergroups"),
     "Deployment": ("apps/v1", "deployments"),
@@ -42,21 +45,13 @@ _PLACES = {
 _FORBIDDEN = re.compile(r'User "(?P<user>[^"]*)" cannot (?P<verb>\S+) resource "(?P<resource>[^"]*)"')
 
 
-class Refused(ClusterError):  # noqa: N818 - it reads as what it is: refused by the server
-    """The API server answered, and said no.
+class RefusedError(ClusterError):
+    """The API server refused a request."""
 
-    Attributes
-    ----------
-    code : int
-        The HTTP status: 403 forbidden, 404 nothing there, 409 there already, 422 not valid.
-    is_right : bool
-        Whether it is this user's rights that are missing; other things are forbidden to everybody, by a quota say.
-    """
-
-    def __init__(self, message: str, code: int, *, is_right: bool = False) -> None:
+    def __init__(self, message: str, code: int, *, lacks_permission: bool = False) -> None:
         super().__init__(message)
-        self.code = code
-        self.is_right = is_right
+        self.code = code  # the HTTP status: 403 forbidden, 404 not found, 409 exists already, 422 not valid
+        self.lacks_permission = lacks_permission  # of this user; a quota, for instance, is a 403 for all users
 
 
 class KubeApi:
@@ -67,24 +62,16 @@ class KubeApi:
         with KubeApi(namespace="ml") as api:
             api.create(manifest, dry_run=True)
 
-    Parameters
-    ----------
-    namespace : str, optional
-        None: that of the kubeconfig's context or, inside a pod, the pod's own.
-    kubeconfig, context : str, optional
-        None: what ``KUBECONFIG`` or ``~/.kube/config`` says and, where there is none, the pod's service account.
-
-    Raises
-    ------
-    ClusterError
-        If there is no API server to speak to, or it cannot be reached.
+    Without arguments, the kubeconfig is that of ``KUBECONFIG`` or ``~/.kube/config`` or, where there is none, the
+    service account of this pod; the namespace is that of the kubeconfig's context, or of this pod. Raises ClusterError
+    if there is no API server, or it cannot be reached.
     """
 
     def __init__(
         self, *, namespace: str | None = None, kubeconfig: str | None = None, context: str | None = None
     ) -> None:
         try:
-            import kr8s.asyncio  # noqa: F401 - only whether it is there
+            import kr8s.asyncio  # noqa: F401 - only to see whether it is installed
         except ImportError as error:
             raise ClusterError(
                 "kubernetes: a package is missing for it: pip install 'cortex-dask[kubernetes]'"
@@ -92,7 +79,7 @@ class KubeApi:
         if kubeconfig is not None and not Path(kubeconfig).expanduser().is_file():
             raise ClusterError(f"kubernetes: there is no kubeconfig at {kubeconfig}: correct the option kubeconfig")
         self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(lambda loop, context: None)  # of connections that went away while forwarded
+        self._loop.set_exception_handler(lambda loop, context: None)  # of forwarded connections that were lost
         self._thread = threading.Thread(target=self._loop.run_forever, name="cortex-dask-kubernetes", daemon=True)
         self._thread.start()
         self._forwards: list[asyncio.Server] = []
@@ -100,12 +87,12 @@ class KubeApi:
         try:
             self._api: Any = self._await(self._open(kubeconfig, context, namespace))
             self.server = str(self._api.auth.server)
-            self._await(self._retried(self._api.async_version, what="its version", repeat=True))
+            self._await(self._with_retries(self._api.async_version, what="its version", repeat=True))
         except BaseException:
-            self._end_loop()
+            self._stop_loop()
             raise
         finally:
-            _forget_keys(getattr(getattr(self, "_api", None), "auth", None))
+            _delete_key_copies(getattr(getattr(self, "_api", None), "auth", None))
         self.namespace = namespace or self._own_namespace()
 
     def __enter__(self) -> KubeApi:
@@ -115,7 +102,7 @@ class KubeApi:
         self.close()
 
     @property
-    def is_inside(self) -> bool:
+    def is_in_cluster(self) -> bool:
         """Whether this process is in a pod of the same Kubernetes, so that Services can be reached by their names."""
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
         return host is not None and self.server in (f"https://{host}:{port}", f"https://[{host}]:{port}")
@@ -123,36 +110,36 @@ class KubeApi:
     # objects --------------------------------------------------------------------------------------------------------
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
-        """Return an object; None where there is none."""
+        """Return an object, or None."""
         try:
             found: dict[str, Any] = self._json("GET", kind, name)
-        except Refused as error:
+        except RefusedError as error:
             if error.code == 404:
                 return None
             raise
         return found
 
     def list(self, kind: str, *, labels: Mapping[str, str] | None = None, field: str = "") -> list[dict[str, Any]]:
-        """Return the objects with some labels; ``field`` is a field selector."""
+        """Return the objects with these labels; ``field`` is a field selector."""
         params = {"labelSelector": ",".join(f"{key}={value}" for key, value in (labels or {}).items())}
         if field:
             params["fieldSelector"] = field
-        # In a list, the API server leaves out of what kind the items are.
+        # In a list, the API server leaves out the items' kind.
         return [{"kind": kind, **item} for item in self._json("GET", kind, params=params)["items"]]
 
     def warnings(self) -> builtins.list[dict[str, Any]]:
-        """Return the events of the namespace that tell of trouble; none where they may not be read."""
+        """Return the warnings among the events of the namespace; none if they may not be read."""
         try:
             return self.list("Event", field="type!=Normal")
-        except Refused:
+        except RefusedError:
             return []
 
     def create(self, manifest: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
-        """Create an object, or let the server look whether it could; returns it as the server has it."""
-        # Servers from 1.25 on refuse unknown fields when asked to; older ones ignore the question.
+        """Create an object, or only have the server check it; return it as the server has it."""
+        # Servers from 1.25 on refuse unknown fields when asked to; older ones ignore the parameter.
         params = {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
-        made: dict[str, Any] = self._json("POST", str(manifest["kind"]), params=params, body=manifest)
-        return made
+        created: dict[str, Any] = self._json("POST", str(manifest["kind"]), params=params, body=manifest)
+        return created
 
     def patch(self, kind: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Merge a mapping into an object."""
@@ -160,28 +147,20 @@ class KubeApi:
         return patched
 
     def delete(self, kind: str, name: str, *, uid: str | None = None) -> bool:
-        """Delete an object, and with it what it owns; returns whether it was there.
-
-        Parameters
-        ----------
-        kind, name : str
-            The object.
-        uid : str, optional
-            Only if it is the one with this id: another one of the same name stays.
-        """
+        """Delete an object and what it owns, if it has this uid; return whether it existed."""
         body: dict[str, Any] = {"propagationPolicy": "Background"}
         if uid is not None:
             body["preconditions"] = {"uid": uid}
         try:
             self._json("DELETE", kind, name, body=body)
-        except Refused as error:
+        except RefusedError as error:
             if error.code == 404 or (error.code == 409 and uid is not None):
                 return False
             raise
         return True
 
     def log(self, pod: str, *, container: str, lines: int = 20, previous: bool = False) -> str:
-        """Return the end of a container's log; "" where there is none."""
+        """Return the end of a container's log, or "" if it cannot be read."""
         params = {"container": container, "tailLines": str(lines), "previous": "true" if previous else "false"}
         try:
             return str(self._request("GET", "Pod", f"{pod}/log", params=params, read=lambda answer: answer.text))
@@ -190,33 +169,33 @@ class KubeApi:
 
     # connections ----------------------------------------------------------------------------------------------------
 
-    def forward(self, pod: str, port: int) -> int:
-        """Make a port of a pod reachable on this machine's loopback; returns the local port."""
-        server = self._await(self._forward(pod, port))
+    def forward_port(self, pod: str, port: int) -> int:
+        """Forward a port of this machine's loopback to a port of a pod; return the local port."""
+        server = self._await(self._start_forward(pod, port))
         self._forwards.append(server)
         local: int = server.sockets[0].getsockname()[1]
         return local
 
-    def stop_forwards(self) -> None:
-        """End what :meth:`forward` has begun; connections that are open go on until their other end closes them."""
+    def stop_forwarding(self) -> None:
+        """Accept no more connections; those that are open stay until their other end closes them."""
         while self._forwards:
             self._loop.call_soon_threadsafe(self._forwards.pop().close)
 
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections, and stop the thread."""
         if self._loop.is_closed():
             return
-        self.stop_forwards()
+        self.stop_forwarding()
         with contextlib.suppress(Exception):
             self._await(self._close_session())
-        self._end_loop()
+        self._stop_loop()
 
     # ----------------------------------------------------------------------------------------------------------------
 
     @staticmethod
     async def _open(kubeconfig: str | None, context: str | None, namespace: str | None) -> Any:
-        """Read the kubeconfig, or the service account; nothing is asked yet."""
-        # Not kr8s.asyncio.api(), which asks without a deadline, and warns of servers that it was not tested with.
+        """Read the kubeconfig, or the service account, without a request to the server."""
+        # Not kr8s.asyncio.api(), which sends a request without a deadline, and warns of servers that are new to it.
         from kr8s.asyncio import Api
 
         path = None if kubeconfig is None else str(Path(kubeconfig).expanduser())
@@ -232,17 +211,17 @@ class KubeApi:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ClusterError(f"kubernetes: the kubeconfig cannot be used: {reason}") from error
         api.timeout = _CALL_SECONDS
-        again = api.auth.reauthenticate
+        kr8s_reauthenticate = api.auth.reauthenticate
 
         async def reauthenticate() -> None:
-            _forget_keys(api.auth)
-            await again()
+            _delete_key_copies(api.auth)
+            await kr8s_reauthenticate()
 
         api.auth.reauthenticate = reauthenticate
         return api
 
     def _own_namespace(self) -> str:
-        if self.is_inside:
+        if self.is_in_cluster:
             with contextlib.suppress(OSError):
                 return Path(_NAMESPACE_FILE).read_text(encoding="utf-8").strip()
         return str(self._api.namespace or "default")
@@ -268,44 +247,44 @@ class KubeApi:
         params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> _T:
-        version, plural = _PLACES[kind]
+        version, plural = _RESOURCES[kind]
         call: dict[str, Any] = {"url": f"{plural}/{name}" if name else plural, "params": dict(params or {})}
         if body is not None:
             call["content"] = json.dumps(body)
             if method == "PATCH":
                 call["headers"] = {"content-type": "application/merge-patch+json"}
 
-        async def ask() -> _T:
+        async def send() -> _T:
             async with self._api.call_api(method, version=version, namespace=self.namespace, **call) as answer:
                 return read(answer)
 
-        return self._await(self._retried(ask, what=f"{kind} {name}".strip(), repeat=method != "POST"))
+        return self._await(self._with_retries(send, what=f"{kind} {name}".strip(), repeat=method != "POST"))
 
-    async def _retried(self, ask: Callable[[], Awaitable[_T]], *, what: str, repeat: bool) -> _T:
-        """Call the server; what may pass, and may be done twice, is tried again."""
+    async def _with_retries(self, send: Callable[[], Awaitable[_T]], *, what: str, repeat: bool) -> _T:
+        """Send a request, again after a transient error if it may be repeated."""
         import kr8s
 
-        for number in range(1, _TRIES + 1):
+        for number in range(1, _MAX_ATTEMPTS + 1):
             try:
-                return await asyncio.wait_for(ask(), _CALL_SECONDS * 2)
+                return await asyncio.wait_for(send(), _CALL_SECONDS * 2)
             except kr8s.ServerError as error:
                 code = 0 if error.response is None else int(error.response.status_code)
-                if not (repeat and code in _TRANSIENT and number < _TRIES):
-                    raise _refused(error, code, what, self.namespace) from error
-            except Exception as error:  # whatever httpx raises
-                if not (repeat and number < _TRIES):
-                    raise _unreachable(error, self.server) from error
-            await asyncio.sleep(_PAUSE * number)
+                if not (repeat and code in _TRANSIENT and number < _MAX_ATTEMPTS):
+                    raise _refusal(error, code, what, self.namespace) from error
+            except Exception as error:  # any of httpx
+                if not (repeat and number < _MAX_ATTEMPTS):
+                    raise _unreachable_error(error, self.server) from error
+            await asyncio.sleep(_RETRY_SECONDS * number)
         raise AssertionError
 
-    async def _forward(self, pod: str, port: int) -> asyncio.Server:
+    async def _start_forward(self, pod: str, port: int) -> asyncio.Server:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 async with self._api.open_websocket(
                     version="v1", namespace=self.namespace, url=f"pods/{pod}/portforward", params={"ports": str(port)}
                 ) as socket:
                     await _copy(reader, writer, socket)
-            except Exception:  # noqa: BLE001, S110 - whoever has connected sees that the connection ends
+            except Exception:  # noqa: BLE001, S110 - the other end sees that its connection is closed
                 pass
             finally:
                 writer.close()
@@ -315,19 +294,19 @@ class KubeApi:
     async def _close_session(self) -> None:
         if self._api._session is not None:
             await self._api._session.aclose()
-        _forget_keys(self._api.auth)
+        _delete_key_copies(self._api.auth)
 
     def _await(self, work: Coroutine[Any, Any, _T]) -> _T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result(_CALL_SECONDS * 2 * _TRIES + 10)
+            return future.result(_CALL_SECONDS * 2 * _MAX_ATTEMPTS + 10)
         except concurrent.futures.TimeoutError as error:
             future.cancel()
             raise ClusterError(
                 f"the Kubernetes API server{_at(getattr(self, 'server', ''))} does not answer"
             ) from error
 
-    def _end_loop(self) -> None:
+    def _stop_loop(self) -> None:
         async def cancel_all() -> None:
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in tasks:
@@ -342,8 +321,8 @@ class KubeApi:
             self._loop.close()
 
 
-def _forget_keys(auth: Any) -> None:
-    """Remove the copies that kr8s makes of keys and certificates that stand in the kubeconfig: it has read them."""
+def _delete_key_copies(auth: Any) -> None:
+    """Delete kr8s' temporary copies of keys and certificates that the kubeconfig contains; kr8s has read them."""
     folder = Path(tempfile.gettempdir()).resolve()
     for attribute, source in (
         ("client_key_file", "client-key-data"),
@@ -358,7 +337,7 @@ def _forget_keys(auth: Any) -> None:
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, socket: Any) -> None:
     """Copy bytes between a TCP connection and a web socket until either ends.
 
-    Every frame begins with the number of its channel: 0 is data, 1 errors; the first frame of each says the port.
+    Every frame begins with the number of its channel: 0 is data, 1 errors. The first frame of each channel is the port.
     """
 
     async def send() -> None:
@@ -366,11 +345,11 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock
             await socket.send_bytes(b"\0" + data)
 
     async def receive() -> None:
-        begun = set()
+        opened = set()
         while True:
             frame = await socket.receive_bytes()
-            if frame[0] not in begun:
-                begun.add(frame[0])
+            if frame[0] not in opened:
+                opened.add(frame[0])
             elif frame[0] == 1:
                 return
             else:
@@ -389,34 +368,34 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock
 # refusals -------------------------------------------------------------------------------------------------------------
 
 
-def _refused(error: Exception, code: int, what: str, namespace: str) -> ClusterError:
-    """Return what the API server said as a sentence."""
+def _refusal(error: Exception, code: int, what: str, namespace: str) -> ClusterError:
+    """Return the refusal of a request as an error with a sentence."""
     message = " ".join(str(error).split()).partition(", error found in #")[0]  # and then the bytes around it
     if code == 401:
-        return Refused("the Kubernetes API server does not know these credentials: log in anew", code)
+        return RefusedError("the Kubernetes API server does not know these credentials: log in anew", code)
     if code == 403 and (found := _FORBIDDEN.search(message)):
-        return Refused(
+        return RefusedError(
             f"Kubernetes does not allow {found['user']} to {found['verb']} {found['resource']} in the namespace "
             f"{namespace}: a Role that allows it is needed (docs/kubernetes.md has it)",
             code,
-            is_right=True,
+            lacks_permission=True,
         )
     if code == 404 and what.startswith("DaskCluster") and "not found" not in message.removeprefix("404"):
-        return _no_operator()
+        return _no_operator_error()
     if code == 404 and message.startswith("namespaces "):
-        return Refused(f"Kubernetes has no namespace {namespace}: create it, or name another one", code)
-    return Refused(f"Kubernetes refuses {what}: {message}", code)
+        return RefusedError(f"Kubernetes has no namespace {namespace}: create it, or name another one", code)
+    return RefusedError(f"Kubernetes refuses {what}: {message}", code)
 
 
-def _no_operator() -> Refused:
-    return Refused(
+def _no_operator_error() -> RefusedError:
+    return RefusedError(
         "this Kubernetes has no Dask operator: its resource definitions are not installed (docs/kubernetes.md "
         "tells how)",
         501,
     )
 
 
-def _unreachable(error: Exception, server: str) -> ClusterError:
+def _unreachable_error(error: Exception, server: str) -> ClusterError:
     reason = str(error) or type(error).__name__
     return ClusterError(f"the Kubernetes API server{_at(server)} cannot be reached: {reason}")
 

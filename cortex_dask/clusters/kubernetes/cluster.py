@@ -14,10 +14,10 @@ from cortex_dask.clusters import records
 from cortex_dask.clusters.dask import DaskCluster
 from cortex_dask.clusters.inventory import RunningCluster
 from cortex_dask.clusters.kubernetes import runner
-from cortex_dask.clusters.kubernetes.api import KubeApi, Refused
-from cortex_dask.clusters.kubernetes.manifests import MANAGED, dask_cluster, scheduler_address, slots_of
-from cortex_dask.clusters.kubernetes.operator import OperatedCluster, remove_the_rest
-from cortex_dask.clusters.kubernetes.options import KubernetesOptions, check
+from cortex_dask.clusters.kubernetes.api import KubeApi, RefusedError
+from cortex_dask.clusters.kubernetes.manifests import MANAGED, make_dask_cluster, scheduler_address, slots_per_worker
+from cortex_dask.clusters.kubernetes.operator import OperatorCluster, wait_until_removed
+from cortex_dask.clusters.kubernetes.options import KubernetesOptions, check_options
 from cortex_dask.clusters.kubernetes.preflight import check_cluster, check_paths
 from cortex_dask.clusters.scaling import first_workers
 from cortex_dask.errors import ClusterError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 30.0
-_SETTLE_SECONDS = 20.0  # for workers that were asked for to be made, before others are let go
+_CREATION_SECONDS = 20.0  # for requested workers to be made, before others are removed
 _POLL_SECONDS = 0.5
 _SCHEDULER_PORT = 8786
 
@@ -45,46 +45,46 @@ class Kubernetes(DaskCluster):
     def __init__(self) -> None:
         super().__init__()
         self._api: KubeApi | None = None
-        self._cluster: OperatedCluster | None = None
+        self._cluster: OperatorCluster | None = None
         self._record: records.ClusterRecord | None = None
-        self._asked = 0  # workers, to ask for them again when the whole cluster is lost
+        self._requested = 0  # workers, requested again when the whole cluster is lost
         self._lease: Future[Any] | None = None
 
     # coming up ------------------------------------------------------------------------------------------------------
 
     def connect(self) -> Client:
-        """Make the cluster, or find the one that an earlier coordinator has left, and connect to its scheduler."""
+        """Create the cluster, or take over that of an earlier coordinator, and connect to its scheduler."""
         options = KubernetesOptions.of(self.settings)
         deadline = time.monotonic() + options.start_timeout
-        self.threads_per_worker = slots_of(self.settings.compute)
+        self.threads_per_worker = slots_per_worker(self.settings.compute)
         api = self._api = KubeApi(namespace=options.namespace, kubeconfig=options.kubeconfig, context=options.context)
         options = dataclasses.replace(options, namespace=api.namespace)
-        manifest = dask_cluster(self._job_url, self.settings, options, owner=runner.owner(api))
+        manifest = make_dask_cluster(self._job_url, self.settings, options, owner=runner.owner_reference(api))
         check_paths(self._job_url, self.settings, manifest)
         check_cluster(api, manifest)
         name = manifest["metadata"]["name"]
-        is_detached = runner.is_here()
+        is_detached = runner.is_runner()
         self._record = records.keep(self._job_url, self.name, name, api.namespace, is_detached=is_detached)
-        self._cluster = OperatedCluster(api, manifest, self._token, self.closing, self._notice.say)
+        self._cluster = OperatorCluster(api, manifest, self._token, self.closing, self._notice.say)
         self._cluster.claim(deadline)
-        pod = self._cluster.await_scheduler(deadline)
-        client = self._client_of(pod, deadline)
-        # Not before: workers that wait for a scheduler that never runs would cost money, and nobody would remove them.
-        self._asked = first_workers(self.settings, self.threads_per_worker)
+        pod = self._cluster.wait_for_scheduler(deadline)
+        client = self._connect_to(pod, deadline)
+        # Not before: workers that wait for a scheduler that never runs would cost money, and are not removed as idle.
+        self._requested = first_workers(self.settings, self.threads_per_worker)
         self._notice.say("")
-        self._cluster.grow(self._asked)
+        self._cluster.scale_up(self._requested)
         return client
 
-    def _client_of(self, pod: Mapping[str, Any], deadline: float) -> Client:
+    def _connect_to(self, pod: Mapping[str, Any], deadline: float) -> Client:
         from distributed import Client
 
         assert self._api is not None
         assert self._cluster is not None
-        if self._api.is_inside:
+        if self._api.is_in_cluster:
             address = scheduler_address(self._cluster.name, self._api.namespace)
         else:
-            self._api.stop_forwards()
-            address = f"tcp://127.0.0.1:{self._api.forward(pod['metadata']['name'], _SCHEDULER_PORT)}"
+            self._api.stop_forwarding()
+            address = f"tcp://127.0.0.1:{self._api.forward_port(pod['metadata']['name'], _SCHEDULER_PORT)}"
         while True:
             seconds = min(_CONNECT_SECONDS, max(deadline - time.monotonic(), 1))
             try:
@@ -96,31 +96,31 @@ class Kubernetes(DaskCluster):
                         f"the scheduler of {self._cluster.where} runs and cannot be reached at {address} ({error}): "
                         "does a network policy forbid it, or is the right to pods/portforward missing?"
                     ) from error
-        self._hold(client)
+        self._submit_lease(client)
         return client
 
-    def _hold(self, client: Client) -> None:
-        """Keep the scheduler from being idle while this client is connected, and not a second longer.
+    def _submit_lease(self, client: Client) -> None:
+        """Keep the scheduler from being idle while this client is connected, and no longer.
 
-        The operator removes clusters that are idle, also while a job is planned, its parts are published, or its
-        workers wait for a node. A task that no worker can run is work that waits; it ends with its client.
+        The operator removes idle clusters, also while a job is planned, its parts are published, or its workers wait
+        for a node. A task that no worker can run counts as work that waits; it ends with its client.
         """
         key = f"lease-{self.settings.job_id}-{self._token}-{time.time_ns()}"
         self._lease = client.submit(int, key=key, pure=False, resources={"cortex-dask-lease": 1})
 
     def reconnect(self) -> Client | None:
-        """Return a client of the scheduler that the operator has put in a lost one's place."""
+        """Return a client of the scheduler that replaced a lost one, or None if there is none yet."""
         if self._cluster is None:
             return None
         try:
             if not self._cluster.exists():
-                self._cluster.claim(time.monotonic() + _CONNECT_SECONDS)  # somebody has removed the cluster as a whole
+                self._cluster.claim(time.monotonic() + _CONNECT_SECONDS)  # the whole cluster was removed
             pod = self._cluster.scheduler()
             if pod is None:
                 return None
-            client = self._client_of(pod, time.monotonic())
-            self._cluster.grow(self._asked)
-        except Refused:
+            client = self._connect_to(pod, time.monotonic())
+            self._cluster.scale_up(self._requested)
+        except RefusedError:
             raise
         except ClusterError as error:
             raise ConnectionError(str(error)) from error  # of the API server: it may come back, as the scheduler may
@@ -129,34 +129,36 @@ class Kubernetes(DaskCluster):
     # sizes ----------------------------------------------------------------------------------------------------------
 
     def resize(self, workers: int) -> None:
-        """Ask for workers, or let those go that have not come, and then those that have nothing to do."""
+        """Request workers, or remove those that have not connected, and then those that are idle."""
         assert self._cluster is not None
-        self._asked = workers
-        deadline = time.monotonic() + _SETTLE_SECONDS
-        while not self._cluster.is_settled() and time.monotonic() < deadline and not self.closing.wait(_POLL_SECONDS):
+        self._requested = workers
+        deadline = time.monotonic() + _CREATION_SECONDS
+        while (
+            not self._cluster.has_all_workers() and time.monotonic() < deadline and not self.closing.wait(_POLL_SECONDS)
+        ):
             pass
-        there = self._cluster.workers()
-        if len(there) <= workers:
-            self._cluster.grow(workers)
+        names = self._cluster.workers()
+        if len(names) <= workers:
+            self._cluster.scale_up(workers)
             return
         known = {str(worker["name"]): address for address, worker in self.workers().items()}
         busy = {address for address, tasks in self.client.processing().items() if tasks}
-        chosen = choose(there, known, busy, len(there) - workers)
+        chosen = choose_workers_to_remove(names, known, busy, len(names) - workers)
         idle = [known[name] for name in chosen if name in known]
         if idle:
-            # They take no new split from here on; their pods, and not their processes, are ended below.
+            # They get no new split from here on; their pods, and not their processes, are removed below.
             self.client.retire_workers(workers=idle, close_workers=False, remove=False)
-        self._cluster.let_go(chosen)
+        self._cluster.remove_workers(chosen)
 
     def _is_short(self, splits_left: int) -> bool:
-        return len(self._threads) < self._asked
+        return len(self._threads) < self._requested
 
     def trouble(self) -> str | None:
         """Return why there are no workers: what Kubernetes says about their pods."""
         if self._cluster is None:
             return None
         try:
-            return self._cluster.trouble()
+            return self._cluster.diagnose_workers()
         except ClusterError as error:
             return str(error)
 
@@ -168,7 +170,7 @@ class Kubernetes(DaskCluster):
         if api is None:
             return
         try:
-            left = None if cluster is None else cluster.end()
+            left = None if cluster is None else cluster.remove()
         except ClusterError as error:
             seconds = KubernetesOptions.of(self.settings).idle_timeout
             _log.warning(
@@ -181,35 +183,20 @@ class Kubernetes(DaskCluster):
         else:
             if left is not None:
                 _log.warning("%s", left)
-            # The record of a runner stays as long as the runner's Job, which lies there when the job has ended.
-            if self._record is not None and not runner.is_here():
+            # The record of a runner stays as long as the runner's Job, which still exists when the job has ended.
+            if self._record is not None and not runner.is_runner():
                 records.drop(self._record)
         api.close()
         self._api = None
 
 
-def choose(workers: Sequence[str], known: Mapping[str, str], busy: set[str], count: int) -> list[str]:
-    """Return which workers to let go.
+def choose_workers_to_remove(workers: Sequence[str], known: Mapping[str, str], busy: set[str], count: int) -> list[str]:
+    """Return which workers to remove: at most ``count``, those that have not connected, then idle ones, youngest first.
 
-    Parameters
-    ----------
-    workers : sequence of str
-        The names of all, the oldest first.
-    known : mapping of str to str
-        The addresses of those that the scheduler knows.
-    busy : set of str
-        The addresses of those that run something.
-    count : int
-        How many are too many.
+    ``workers`` are the names of all, the oldest first; ``known`` has the addresses of those that are connected, and
+    ``busy`` the addresses of those that run something.
 
-    Returns
-    -------
-    list of str
-        At most ``count``: those that have not come, then those that are idle, the youngest first. None that is busy.
-
-    Examples
-    --------
-    >>> choose(["a", "b", "c"], {"a": "tcp://1", "b": "tcp://2"}, {"tcp://1"}, 3)
+    >>> choose_workers_to_remove(["a", "b", "c"], {"a": "tcp://1", "b": "tcp://2"}, {"tcp://1"}, 3)
     ['c', 'b']
     """
     absent = [name for name in reversed(workers) if name not in known]
@@ -217,76 +204,57 @@ def choose(workers: Sequence[str], known: Mapping[str, str], busy: set[str], cou
     return [*absent, *idle][:count]
 
 
-# what is there --------------------------------------------------------------------------------------------------------
+# running clusters -----------------------------------------------------------------------------------------------------
 
 
-def running(options: Mapping[str, Any], noted: Sequence[records.ClusterRecord]) -> list[RunningCluster]:
-    """Return the clusters that run for jobs, in the options' namespace and in those of the records.
+def running(options: Mapping[str, Any], recorded: Sequence[records.ClusterRecord]) -> list[RunningCluster]:
+    """Return the clusters that run for jobs, in the namespace of the environment's options and in those of its records.
 
-    A runner without a cluster counts as one: its pod costs little, and what it is about to make costs more.
-
-    Parameters
-    ----------
-    options : mapping
-        Those of the environment.
-    noted : sequence of ClusterRecord
-        The environment's records.
+    A runner without a cluster counts as one: its pod costs little, but the cluster that it will create costs more.
     """
     found: dict[tuple[str, str], RunningCluster] = {}
-    for namespace in {str(options["namespace"]) if options.get("namespace") else None, *(item.where for item in noted)}:
+    configured = str(options["namespace"]) if options.get("namespace") else None
+    for namespace in {configured, *(record.where for record in recorded)}:
         with _connected(options, namespace) as api:
             for kind in ("DaskCluster", "Job"):
                 for item in api.list(kind, labels=MANAGED):
-                    cluster = _described(item, api.namespace)
+                    cluster = _running_cluster(item, api.namespace)
                     found.setdefault((cluster.where, cluster.name), cluster)
     return list(found.values())
 
 
 def close(cluster: RunningCluster, options: Mapping[str, Any]) -> None:
-    """Remove a cluster and its runner.
-
-    Parameters
-    ----------
-    cluster : RunningCluster
-        The cluster.
-    options : mapping
-        Those of the environment.
-
-    Raises
-    ------
-    ClusterError
-        If the API server does not answer, or does not allow it.
-    """
+    """Remove a cluster and its runner, or raise ClusterError."""
     with _connected(options, cluster.where) as api:
-        api.delete("Job", cluster.name)  # first, or its pod would make the cluster again
-        there = api.get("DaskCluster", cluster.name)
-        if there is not None:
+        api.delete("Job", cluster.name)  # first, or its pod would create the cluster again
+        found = api.get("DaskCluster", cluster.name)
+        if found is not None:
             api.delete("DaskCluster", cluster.name)
-            left = remove_the_rest(api, cluster.name, there["metadata"]["uid"])
+            left = wait_until_removed(api, cluster.name, found["metadata"]["uid"])
             if left is not None:
                 _log.warning("%s", left)
 
 
 @contextlib.contextmanager
 def _connected(options: Mapping[str, Any], namespace: str | None) -> Any:
-    said = check(options)
-    with KubeApi(namespace=namespace, kubeconfig=said.get("kubeconfig"), context=said.get("context")) as api:
+    checked = check_options(options)
+    with KubeApi(namespace=namespace, kubeconfig=checked.get("kubeconfig"), context=checked.get("context")) as api:
         yield api
 
 
-def _described(item: Mapping[str, Any], namespace: str) -> RunningCluster:
+def _running_cluster(item: Mapping[str, Any], namespace: str) -> RunningCluster:
     metadata = item["metadata"]
-    about = metadata.get("annotations", {})
+    annotations = metadata.get("annotations", {})
     created = datetime.fromisoformat(metadata["creationTimestamp"].replace("Z", "+00:00"))
-    has_ended = item["kind"] == "Job" and runner.has_ended(item)
+    has_finished = item["kind"] == "Job" and runner.has_finished(item)
     return RunningCluster(
         backend="kubernetes",
         name=metadata["name"],
         where=namespace,
-        job_id=about.get("cortex-dask/job-id"),
-        api_name=about.get("cortex-dask/api-name"),
+        job_id=annotations.get("cortex-dask/job-id"),
+        api_name=annotations.get("cortex-dask/api-name"),
         created_time=created.timestamp(),
-        job_url=about.get("cortex-dask/job-url"),
-        status="its runner has ended" if has_ended else None,
-        is_needed=not has_ended,
+        job_url=annotations.get("cortex-dask/job-url"),
+        status="its runner has ended" if has_finished else None,
+        is_needed=not has_finished,
     )

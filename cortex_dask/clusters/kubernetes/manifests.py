@@ -1,15 +1,15 @@
-"""The Kubernetes objects of a job, made of its settings: nothing is read, sent or asked here.
+"""The Kubernetes objects of a job, made of its settings, without any request.
 
 Two objects make a job run: a ``DaskCluster`` of the Dask operator, and, for a job that outlives its submitter, a
 ``Job`` with one pod, the *runner*, which is the coordinator and owns the cluster.
 
-What a worker's pod asks for:
+The resources of a worker's pod:
 
 - CPU: ``cpu`` for each slot as request, and one more as limit, for the Dask worker and for reading and writing beside
-  the handler; 200m as request, and no limit, where the API says nothing.
+  the handler; 200m as request, and no limit, where the API has no ``cpu``.
 - Memory: ``mem`` for each slot, plus ``shm_size``, which the kernel counts as memory of the pod, plus 512 MiB for the
   Dask worker itself, as request and as limit. The handler process is held to ``mem`` by its supervisor before the
-  kernel would kill the pod. Where the API says no ``mem``, 512 MiB as request, and no limit.
+  kernel would kill the pod. Where the API has no ``mem``, 512 MiB as request, and no limit.
 - ``gpu`` as ``nvidia.com/gpu``, ``inf`` as ``aws.amazon.com/neuron``.
 - One pod is one Dask worker with one slot; with ``gpu: 0.5`` it has one GPU and two slots.
 """
@@ -24,11 +24,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cortex_dask.clusters.kubernetes.options import NAMESPACE_VARIABLE, KubernetesOptions
-from cortex_dask.clusters.kubernetes.pod_template import lay_over, only_where_machines_do_not_matter, with_node_groups
+from cortex_dask.clusters.kubernetes.pod_template import merge_template, with_node_groups, without_machine_requirements
 from cortex_dask.errors import SpecError
 from cortex_dask.io.job.settings import ComputeSettings, JobSettings
 
-#: Labels and annotations of everything that is made here.
+#: Labels and annotations of all objects of a job.
 MANAGED = {"app.kubernetes.io/managed-by": "cortex-dask"}
 API_LABEL = "cortex-dask/api"
 JOB_LABEL = "cortex-dask/job"
@@ -37,13 +37,13 @@ COMPONENT_LABEL = "cortex-dask/component"
 POD_VARIABLE = "CORTEX_DASK_POD"
 
 _CPU_REQUEST = "200m"  # Cortex' default
-_WORKER_ROOM = 512 << 20  # bytes for the Dask worker beside its handler processes: it takes about 250 MB
+_WORKER_MEMORY = 512 << 20  # bytes for the Dask worker beside its handler processes: it takes about 250 MB
 _WORKER_MILLICORES = 1000  # as limit, for the Dask worker: with less, it takes half a minute to import its packages
 _SCHEDULER_REQUESTS = {"cpu": "200m", "memory": "512Mi"}
 _RUNNER_REQUESTS = {"cpu": "200m", "memory": "512Mi"}
-_LONGEST_NAME = 53  # the operator appends "-scheduler", and a Service's name has at most 63 characters
-_RUNNER_RETRIES = 20  # restarts of a runner whose node was taken away, or that crashed
-_RUNNER_KEPT = 3600  # seconds; from Kubernetes 1.23 on, an ended runner is removed after this time
+_MAX_NAME_LENGTH = 53  # the operator appends "-scheduler", and a Service's name has at most 63 characters
+_RUNNER_RETRIES = 20  # restarts of a runner whose node was lost, or that crashed
+_RUNNER_TTL = 3600  # seconds; from Kubernetes 1.23 on, a finished runner is removed after this time
 _COMM_PORT, _HTTP_PORT = 8786, 8787
 _PREFIX = re.compile(r"[^a-z0-9]+")
 
@@ -61,10 +61,10 @@ _ROUTES = [
 
 
 def cluster_name(job_url: str, settings: JobSettings) -> str:
-    """Return the name of a job's cluster and of its runner: the same whoever asks, so that a cluster is found again."""
+    """Return the name of a job's cluster and of its runner, always the same for a job directory."""
     digest = _digest(job_url)
     words = _PREFIX.sub("-", f"{settings.api_name[:24]}-{settings.job_id.lower()}").strip("-")
-    name = f"{words[: _LONGEST_NAME - 9].rstrip('-')}-{digest}"
+    name = f"{words[: _MAX_NAME_LENGTH - 9].rstrip('-')}-{digest}"
     return name if name[0].isalnum() else f"job-{digest}"
 
 
@@ -73,28 +73,26 @@ def scheduler_address(name: str, namespace: str) -> str:
     return f"tcp://{name}-scheduler.{namespace}.svc.cluster.local:{_COMM_PORT}"
 
 
-def slots_of(compute: ComputeSettings) -> int:
+def slots_per_worker(compute: ComputeSettings) -> int:
     """Return how many slots a worker's pod has: one, or as many as share a GPU.
 
-    Examples
-    --------
-    >>> slots_of(ComputeSettings()), slots_of(ComputeSettings(gpu=2)), slots_of(ComputeSettings(gpu=0.5))
-    (1, 1, 2)
+    >>> [slots_per_worker(ComputeSettings(gpu=gpu)) for gpu in (0, 2, 0.5)]
+    [1, 1, 2]
     """
     return int(1 / compute.gpu + 1e-9) if 0 < compute.gpu < 1 else 1
 
 
 def worker_resources(compute: ComputeSettings) -> dict[str, dict[str, str]]:
     """Return ``requests`` and ``limits`` of a worker's container."""
-    slots = slots_of(compute)
-    requests = {"cpu": _CPU_REQUEST, "memory": _bytes(_WORKER_ROOM)}
+    slots = slots_per_worker(compute)
+    requests = {"cpu": _CPU_REQUEST, "memory": _bytes(_WORKER_MEMORY)}
     limits = {}
     if compute.cpu is not None:
         requests["cpu"] = f"{math.ceil(compute.cpu * slots * 1000)}m"
         limits["cpu"] = f"{math.ceil(compute.cpu * slots * 1000) + _WORKER_MILLICORES}m"
     if compute.memory is not None:
-        requests["memory"] = limits["memory"] = _bytes((compute.memory + (compute.shm or 0)) * slots + _WORKER_ROOM)
-    # Of devices a pod gets what it is limited to: Kubernetes takes requests from limits, and has no fractions of them.
+        requests["memory"] = limits["memory"] = _bytes((compute.memory + (compute.shm or 0)) * slots + _WORKER_MEMORY)
+    # Only as limits: Kubernetes copies the requests of devices from them, and knows no fractions of devices.
     if compute.gpu:
         limits["nvidia.com/gpu"] = str(math.ceil(compute.gpu))
     if compute.inf:
@@ -105,30 +103,16 @@ def worker_resources(compute: ComputeSettings) -> dict[str, dict[str, str]]:
 # objects --------------------------------------------------------------------------------------------------------------
 
 
-def dask_cluster(
+def make_dask_cluster(
     job_url: str, settings: JobSettings, options: KubernetesOptions, *, owner: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the ``DaskCluster`` of a job; it has no worker until its scheduler runs.
+    """Return the ``DaskCluster`` of a job, with an ``ownerReferences`` entry for what it is removed with.
 
-    Parameters
-    ----------
-    job_url : str
-        The job directory.
-    settings : JobSettings
-        The job's.
-    options : KubernetesOptions
-        Those of the job.
-    owner : mapping, optional
-        ``ownerReferences`` entry of what the cluster ends with.
-
-    Returns
-    -------
-    dict
-        Workers that wait for a scheduler that never runs would cost money, and the operator removes only clusters
-        whose scheduler says that it is idle; so they are asked for when it answers.
+    It has no workers at first: the operator removes only clusters whose scheduler reports that it is idle, so workers
+    that wait for a scheduler that never runs would stay, and cost money.
     """
     name = cluster_name(job_url, settings)
-    worker, scheduler = _worker(settings, options), _scheduler(options)
+    worker, scheduler = _worker_template(settings, options), _scheduler_template(options)
     selector = {"dask.org/cluster-name": name, "dask.org/component": "scheduler"}
     ports = [
         {"name": "tcp-comm", "protocol": "TCP", "port": _COMM_PORT, "targetPort": "tcp-comm"},
@@ -142,21 +126,21 @@ def dask_cluster(
         "scheduler": {**scheduler, "service": {"type": "ClusterIP", "selector": selector, "ports": ports}},
         "worker": {"replicas": 0, **worker},
     }
-    # A coordinator that finds the cluster of an earlier one sees by this whether it is what it would make.
+    # A coordinator that finds the cluster of an earlier one compares it with its own by this.
     metadata["annotations"]["cortex-dask/fingerprint"] = _digest(json.dumps(spec, sort_keys=True))
     return {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskCluster", "metadata": metadata, "spec": spec}
 
 
-def runner_job(
+def make_runner_job(
     job_url: str, settings: JobSettings, options: KubernetesOptions, *, retry: bool = False
 ) -> dict[str, Any]:
-    """Return the ``Job`` whose pod runs the coordinator, is started again when it dies, and owns the cluster."""
+    """Return the ``Job`` whose pod runs the coordinator, and is restarted when it dies."""
     name = cluster_name(job_url, settings)
     metadata = _metadata(name, job_url, settings, options)
-    template = _runner(job_url, options, retry=retry)
-    ours = {**metadata["labels"], COMPONENT_LABEL: "runner", "sidecar.istio.io/inject": "false"}
-    about = {
-        "labels": {**template.get("metadata", {}).get("labels", {}), **ours},
+    template = _runner_template(job_url, options, retry=retry)
+    labels = {**metadata["labels"], COMPONENT_LABEL: "runner", "sidecar.istio.io/inject": "false"}
+    template_metadata = {
+        "labels": {**template.get("metadata", {}).get("labels", {}), **labels},
         "annotations": {**metadata["annotations"], **template.get("metadata", {}).get("annotations", {})},
     }
     return {
@@ -165,14 +149,14 @@ def runner_job(
         "metadata": metadata,
         "spec": {
             "backoffLimit": _RUNNER_RETRIES,
-            "ttlSecondsAfterFinished": _RUNNER_KEPT,
-            "template": {"metadata": about, "spec": template["spec"]},
+            "ttlSecondsAfterFinished": _RUNNER_TTL,
+            "template": {"metadata": template_metadata, "spec": template["spec"]},
         },
     }
 
 
-def pod_of(template: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a ``Pod`` made of a template, to have the API server look at it."""
+def make_pod(template: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a ``Pod`` made of a template, for the API server to check."""
     metadata = {"generateName": f"{name[:40].rstrip('-')}-check-", **template.get("metadata", {})}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
@@ -180,10 +164,18 @@ def pod_of(template: Mapping[str, Any], name: str) -> dict[str, Any]:
 # templates ------------------------------------------------------------------------------------------------------------
 
 
-def _worker(settings: JobSettings, options: KubernetesOptions) -> dict[str, Any]:
+def _worker_template(settings: JobSettings, options: KubernetesOptions) -> dict[str, Any]:
     compute = settings.compute
-    args = ["dask", "worker", "--name", "$(DASK_WORKER_NAME)", "--nthreads", str(slots_of(compute)), "--no-nanny"]
-    args += ["--memory-limit", "0"]  # the rows are in the handler processes, and those are watched by their supervisors
+    args = [
+        "dask",
+        "worker",
+        "--name",
+        "$(DASK_WORKER_NAME)",
+        "--nthreads",
+        str(slots_per_worker(compute)),
+        "--no-nanny",
+    ]
+    args += ["--memory-limit", "0"]  # supervisors watch the memory of handler processes, which hold the rows
     args += ["--no-dashboard", "--dashboard-address", ":8788"]
     if compute.gpu:
         args += ["--resources", f"GPU={math.ceil(compute.gpu)}"]
@@ -191,13 +183,13 @@ def _worker(settings: JobSettings, options: KubernetesOptions) -> dict[str, Any]
         **_container("worker", options, args),
         "resources": worker_resources(compute),
         "ports": [{"name": "http-dashboard", "containerPort": 8788, "protocol": "TCP"}],
-        **_variables(options),
+        **_environment(options),
     }
-    spec: dict[str, Any] = {"containers": [container], "automountServiceAccountToken": False, **_shared(options)}
+    spec: dict[str, Any] = {"containers": [container], "automountServiceAccountToken": False, **_pod_defaults(options)}
     if options.service_account:
         spec["serviceAccountName"] = options.service_account
     if compute.shm:
-        size = _bytes(compute.shm * slots_of(compute))
+        size = _bytes(compute.shm * slots_per_worker(compute))
         spec["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}}]
         container["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]  # noqa: S108 - not a file of ours
     template = _with_templates({"spec": spec}, options, "worker")
@@ -206,7 +198,7 @@ def _worker(settings: JobSettings, options: KubernetesOptions) -> dict[str, Any]
     return template
 
 
-def _scheduler(options: KubernetesOptions) -> dict[str, Any]:
+def _scheduler_template(options: KubernetesOptions) -> dict[str, Any]:
     args = ["dask", "scheduler", "--host", "0.0.0.0", "--port", str(_COMM_PORT)]  # noqa: S104 - of its own pod
     args += ["--dashboard-address", f":{_HTTP_PORT}"]
     health = {"httpGet": {"port": "http-dashboard", "path": "/health"}}
@@ -214,7 +206,7 @@ def _scheduler(options: KubernetesOptions) -> dict[str, Any]:
         **_container("scheduler", options, args),
         "env": [
             {"name": "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES", "value": repr(_ROUTES)},
-            # The latest messages and transitions, for Dask's developers: a thousand of them are a hundred megabytes.
+            # The log of messages and transitions is for Dask's developers, and takes a hundred megabytes by default.
             {"name": "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH", "value": "20"},
         ],
         "resources": {"requests": dict(_SCHEDULER_REQUESTS)},
@@ -225,28 +217,28 @@ def _scheduler(options: KubernetesOptions) -> dict[str, Any]:
         "readinessProbe": {**health, "periodSeconds": 1, "timeoutSeconds": 10},
         "livenessProbe": {**health, "periodSeconds": 20, "timeoutSeconds": 10, "failureThreshold": 6},
     }
-    spec = {"containers": [container], "automountServiceAccountToken": False, **_shared(options)}
+    spec = {"containers": [container], "automountServiceAccountToken": False, **_pod_defaults(options)}
     return _with_templates({"spec": spec}, options, "scheduler")
 
 
-def _runner(job_url: str, options: KubernetesOptions, *, retry: bool) -> dict[str, Any]:
+def _runner_template(job_url: str, options: KubernetesOptions, *, retry: bool) -> dict[str, Any]:
     args = ["python", "-m", "cortex_dask.clusters.kubernetes.runner_main", job_url, *(["--retry"] if retry else [])]
-    here = [
+    identity = [
         {"name": NAMESPACE_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
         {"name": POD_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
     ]
-    variables = _variables(options)
+    variables = _environment(options)
     container = {
         **_container("runner", options, args),
         "resources": {"requests": dict(_RUNNER_REQUESTS)},
         **variables,
-        "env": [*variables.get("env", []), *here],
+        "env": [*variables.get("env", []), *identity],
     }
     spec = {
         "containers": [container],
         "restartPolicy": "OnFailure",
         "serviceAccountName": options.runner_account,
-        **_shared(options),
+        **_pod_defaults(options),
     }
     return _with_templates({"spec": spec}, options, "runner")
 
@@ -256,13 +248,13 @@ def _container(name: str, options: KubernetesOptions, args: list[str]) -> dict[s
     return {"name": name, "image": options.image, **policy, "args": args}
 
 
-def _shared(options: KubernetesOptions) -> dict[str, Any]:
+def _pod_defaults(options: KubernetesOptions) -> dict[str, Any]:
     secrets = [{"name": name} for name in options.image_pull_secrets]
-    # Variables for every Service of the namespace only slow the start down, and may hit names that the handler reads.
+    # Variables for each Service of the namespace slow the start down, and may clash with names that the handler reads.
     return {"enableServiceLinks": False, **({"imagePullSecrets": secrets} if secrets else {})}
 
 
-def _variables(options: KubernetesOptions) -> dict[str, Any]:
+def _environment(options: KubernetesOptions) -> dict[str, Any]:
     sources: list[dict[str, Any]] = [
         {"secretRef": {"name": source["secret"]}}
         if "secret" in source
@@ -274,12 +266,12 @@ def _variables(options: KubernetesOptions) -> dict[str, Any]:
 
 
 def _with_templates(template: dict[str, Any], options: KubernetesOptions, kind: str) -> dict[str, Any]:
-    """Lay the user's templates over ours."""
-    everywhere = options.templates.get("pod", {})
+    """Merge the user's templates over ours."""
+    for_all_pods = options.templates.get("pod", {})
     if kind != "worker":
-        everywhere = only_where_machines_do_not_matter(everywhere)
-    for over in (everywhere, options.templates.get(kind, {})):
-        template = lay_over(template, over, main=kind)
+        for_all_pods = without_machine_requirements(for_all_pods)
+    for over in (for_all_pods, options.templates.get(kind, {})):
+        template = merge_template(template, over, main=kind)
     if kind == "scheduler" and (devices := _devices(template)):
         raise SpecError(
             f"kubernetes.scheduler: found {devices}; the scheduler has no use for a device: name it under "
@@ -289,15 +281,15 @@ def _with_templates(template: dict[str, Any], options: KubernetesOptions, kind: 
 
 
 def _devices(template: Mapping[str, Any]) -> str:
-    """Return the names of devices that a template asks for: every resource with a domain is one."""
-    asked = [
+    """Return the names of requested devices, which are the resources whose name has a domain."""
+    requested = [
         name
         for container in template["spec"]["containers"]
         for kind in ("requests", "limits")
         for name in (container.get("resources") or {}).get(kind) or {}
         if "/" in name
     ]
-    return ", ".join(sorted(set(asked)))
+    return ", ".join(sorted(set(requested)))
 
 
 def _metadata(name: str, job_url: str, settings: JobSettings, options: KubernetesOptions) -> dict[str, Any]:

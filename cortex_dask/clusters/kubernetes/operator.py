@@ -1,4 +1,4 @@
-"""A cluster of the Dask operator: one ``DaskCluster`` object, what the operator makes of it, and why it does not."""
+"""A cluster of the Dask operator: one ``DaskCluster`` object, and the pods that the operator makes of it."""
 
 from __future__ import annotations
 
@@ -7,52 +7,38 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cortex_dask.clusters.kubernetes.api import KubeApi, Refused
+from cortex_dask.clusters.kubernetes.api import KubeApi, RefusedError
 from cortex_dask.clusters.kubernetes.diagnosis import (
-    Trouble,
-    is_going,
+    PodProblem,
+    diagnose_by_operator_events,
+    diagnose_deployment,
+    diagnose_pod,
+    is_being_deleted,
     is_ready,
-    log_of,
-    trouble_of_deployment,
-    trouble_of_events,
-    trouble_of_pod,
+    log_tail,
 )
 from cortex_dask.errors import ClusterError
 
-#: Who looks after a cluster; a coordinator that finds another one's token leaves the cluster alone.
+#: The coordinator that uses a cluster; one that finds the token of another leaves the cluster alone.
 _OWNER = "cortex-dask/coordinator"
 _FINGERPRINT = "cortex-dask/fingerprint"
 _JOB_URL = "cortex-dask/job-url"
 _POLL_SECONDS = 0.5
-_OPERATOR_SECONDS = 60.0  # an operator that runs has acted long before
-_PATIENCE = 10.0  # seconds in which a scheduler comes up, as a rule, and nothing has to be said
-_GONE_SECONDS = 15.0  # for a cluster to go; with its operator this takes about a second
+_OPERATOR_SECONDS = 60.0  # an operator that runs acts long before
+_SILENT_SECONDS = 10.0  # in which a scheduler usually comes up, so nothing is reported
+_REMOVAL_SECONDS = 15.0  # an operator that runs takes about one
 
 
-class OperatedCluster:
-    """One cluster of the operator.
-
-    Parameters
-    ----------
-    api : KubeApi
-        The API server.
-    manifest : mapping
-        The ``DaskCluster``, see :func:`cortex_dask.clusters.kubernetes.manifests.dask_cluster`.
-    owner : str
-        A token of the coordinator that looks after it.
-    closing : threading.Event
-        Set when nobody waits for the cluster any longer.
-    tell : callable
-        Takes what is waited for, once that takes its time.
-    """
+class OperatorCluster:
+    """One cluster of the operator."""
 
     def __init__(
         self,
         api: KubeApi,
-        manifest: Mapping[str, Any],
-        owner: str,
-        closing: threading.Event,
-        tell: Callable[[str], None] = lambda text: None,
+        manifest: Mapping[str, Any],  # the DaskCluster
+        owner: str,  # a token of the coordinator that uses it
+        closing: threading.Event,  # ends waiting
+        report: Callable[[str], None] = lambda text: None,  # receives what is waited for, once that takes long
     ) -> None:
         metadata = manifest["metadata"]
         annotations = {**metadata["annotations"], _OWNER: owner}
@@ -60,7 +46,7 @@ class OperatedCluster:
         self._api = api
         self._owner = owner
         self._closing = closing
-        self._tell = tell
+        self._report = report
         self.name: str = metadata["name"]
 
     @property
@@ -71,80 +57,75 @@ class OperatedCluster:
     # coming up ------------------------------------------------------------------------------------------------------
 
     def claim(self, deadline: float) -> None:
-        """Make the cluster, or take over the one that an earlier coordinator of the job has left.
+        """Create the cluster, or take over that of an earlier coordinator of the job.
 
-        Raises
-        ------
-        ClusterError
-            If another one of this name is there.
+        Raises ClusterError if there is a cluster of this name that belongs to another job.
         """
         while True:
-            there = self._api.get("DaskCluster", self.name)
-            if there is None:
+            found = self._api.get("DaskCluster", self.name)
+            if found is None:
                 try:
                     self._api.create(self._manifest)
                     return
-                except Refused as error:
-                    if error.code != 409:  # somebody has made it at the same moment
+                except RefusedError as error:
+                    if error.code != 409:  # created at the same moment by another coordinator
                         raise
-            elif not is_going(there) and self._fits(there):
-                self._take(there)
+            elif not is_being_deleted(found) and self._matches(found):
+                self._take_over(found)
                 return
-            self._pause(
+            self._wait(
                 deadline,
                 f"an earlier one is still being removed, which the Dask operator does: does it run? (kubectl describe "
                 f"daskcluster {self.name})",
             )
 
-    def _fits(self, there: Mapping[str, Any]) -> bool:
-        """Whether a cluster is what would be made now; one that was made differently is removed."""
-        annotations, wanted = there["metadata"].get("annotations", {}), self._manifest["metadata"]["annotations"]
+    def _matches(self, found: Mapping[str, Any]) -> bool:
+        """Return whether a cluster is as it would be created now; delete one that is not."""
+        annotations, wanted = found["metadata"].get("annotations", {}), self._manifest["metadata"]["annotations"]
         if annotations.get(_JOB_URL) != wanted[_JOB_URL]:
             raise ClusterError(f"{self.where} is there already and was not made for this job: remove it, or rename it")
         if annotations.get(_FINGERPRINT) == wanted[_FINGERPRINT]:
             return True
-        self._api.delete("DaskCluster", self.name, uid=there["metadata"]["uid"])
+        self._api.delete("DaskCluster", self.name, uid=found["metadata"]["uid"])
         return False
 
-    def _take(self, there: Mapping[str, Any]) -> None:
+    def _take_over(self, found: Mapping[str, Any]) -> None:
         metadata: dict[str, Any] = {"annotations": {_OWNER: self._owner}}
         if owners := self._manifest["metadata"].get("ownerReferences"):
-            others = [item for item in there["metadata"].get("ownerReferences", []) if item["uid"] != owners[0]["uid"]]
+            others = [item for item in found["metadata"].get("ownerReferences", []) if item["uid"] != owners[0]["uid"]]
             metadata["ownerReferences"] = [*others, *owners]
         self._api.patch("DaskCluster", self.name, {"metadata": metadata})
 
-    def await_scheduler(self, deadline: float) -> dict[str, Any]:
+    def wait_for_scheduler(self, deadline: float) -> dict[str, Any]:
         """Wait until the scheduler answers, and return its pod.
 
-        Raises
-        ------
-        ClusterError
-            If it does not by then, or when it is certain that it never will; with the reason.
+        Raises ClusterError with the reason at the deadline, or as soon as it is certain that it never will answer.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         while True:
             pod = self.scheduler()
             if pod is not None:
                 return pod
-            there = self._api.get("DaskCluster", self.name)
-            if there is None or is_going(there):
+            cluster = self._api.get("DaskCluster", self.name)
+            if cluster is None or is_being_deleted(cluster):
                 raise ClusterError(f"{self.where} was removed while it came up")
-            found = self._trouble_of_scheduler(there)
-            is_ignored = not there.get("status", {}).get("phase")
-            if is_ignored and time.monotonic() - begun > _OPERATOR_SECONDS:
-                found = Trouble(f"{found.reason if found else self._ignored()} ({_OPERATOR_SECONDS:.0f} s)", True)
-            if found is not None and found.is_hopeless:
-                raise ClusterError(f"{self.where} does not come up: {found.reason}")
-            reason = found.reason if found else "its scheduler's pod starts, and does not answer yet"
-            if time.monotonic() - begun > _PATIENCE:
-                self._tell(f"waiting for the cluster: {reason}")
-            self._pause(deadline, reason)
+            problem = self._diagnose_scheduler(cluster)
+            is_ignored = not cluster.get("status", {}).get("phase")
+            if is_ignored and time.monotonic() - started > _OPERATOR_SECONDS:
+                reason = problem.reason if problem else self._ignored()
+                problem = PodProblem(f"{reason} ({_OPERATOR_SECONDS:.0f} s)", is_permanent=True)
+            if problem is not None and problem.is_permanent:
+                raise ClusterError(f"{self.where} does not come up: {problem.reason}")
+            reason = problem.reason if problem else "its scheduler's pod starts, and does not answer yet"
+            if time.monotonic() - started > _SILENT_SECONDS:
+                self._report(f"waiting for the cluster: {reason}")
+            self._wait(deadline, reason)
 
     def scheduler(self) -> dict[str, Any] | None:
-        """Return the scheduler's pod when it answers."""
+        """Return the scheduler's pod, or None if it does not answer."""
         return next((pod for pod in self._pods("scheduler") if is_ready(pod)), None)
 
-    def _pause(self, deadline: float, reason: str) -> None:
+    def _wait(self, deadline: float, reason: str) -> None:
         if self._closing.wait(_POLL_SECONDS):
             raise ClusterError(f"{self.where} is not waited for any longer")
         if time.monotonic() > deadline:
@@ -152,7 +133,7 @@ class OperatedCluster:
                 f"{self.where} has not come up in time: {reason} (--cluster-option start_timeout=SECONDS allows more)"
             )
 
-    # trouble --------------------------------------------------------------------------------------------------------
+    # problems -------------------------------------------------------------------------------------------------------
 
     def _ignored(self) -> str:
         return (
@@ -160,111 +141,110 @@ class OperatedCluster:
             f"{self._api.namespace}?"
         )
 
-    def _trouble_of_scheduler(self, there: Mapping[str, Any]) -> Trouble | None:
+    def _diagnose_scheduler(self, cluster: Mapping[str, Any]) -> PodProblem | None:
         events = self._api.warnings()
         for pod in self._pods("scheduler"):
-            if not is_going(pod) and (found := trouble_of_pod(pod, events)) is not None:
-                said = f"its scheduler's pod {pod['metadata']['name']}: {found.reason}"
-                return Trouble(said + self._log(pod, found), found.is_hopeless)
+            if not is_being_deleted(pod) and (problem := diagnose_pod(pod, events)) is not None:
+                reason = f"its scheduler's pod {pod['metadata']['name']}: {problem.reason}"
+                return PodProblem(reason + self._log_tail(pod, problem), problem.is_permanent)
         for deployment in self._deployments("scheduler"):
-            if (found := trouble_of_deployment(deployment)) is not None:
-                return Trouble(f"its scheduler: {found.reason}", found.is_hopeless)
-        if there.get("status", {}).get("phase") == "Error":
-            found = trouble_of_events([self.name], events)
-            return Trouble(found.reason if found else "the Dask operator refuses it", True)
-        if not there.get("status", {}).get("phase"):
-            return Trouble(self._ignored())
-        return trouble_of_events([self.name], events)
+            if (problem := diagnose_deployment(deployment)) is not None:
+                return PodProblem(f"its scheduler: {problem.reason}", problem.is_permanent)
+        if cluster.get("status", {}).get("phase") == "Error":
+            problem = diagnose_by_operator_events([self.name], events)
+            return PodProblem(problem.reason if problem else "the Dask operator refuses it", is_permanent=True)
+        if not cluster.get("status", {}).get("phase"):
+            return PodProblem(self._ignored())
+        return diagnose_by_operator_events([self.name], events)
 
-    def trouble(self) -> str | None:
-        """Return why there are fewer workers than were asked for; None where nothing is known to be wrong."""
-        group = self._group()
-        wanted = 0 if group is None else int(group["spec"]["worker"]["replicas"])
+    def diagnose_workers(self) -> str | None:
+        """Return why there are fewer workers than requested, or None if no problem is known."""
+        group = self._worker_group()
+        requested = 0 if group is None else int(group["spec"]["worker"]["replicas"])
         events = self._api.warnings()
-        pods = [pod for pod in self._pods("worker") if not is_going(pod)]
+        pods = [pod for pod in self._pods("worker") if not is_being_deleted(pod)]
         deployments = self._deployments("worker")
-        found: list[Trouble] = [
-            Trouble(trouble.reason + self._log(pod, trouble))
+        reasons = [
+            problem.reason + self._log_tail(pod, problem)
             for pod in pods
-            if (trouble := trouble_of_pod(pod, events)) is not None
+            if (problem := diagnose_pod(pod, events)) is not None
         ]
-        found += [trouble for item in deployments if (trouble := trouble_of_deployment(item)) is not None]
-        if found:
-            reasons = [trouble.reason for trouble in found]
-            most = max(reasons, key=reasons.count)
-            return f"{_pods(len(found), wanted)} cannot run: {most}"
-        if len(deployments) < wanted:
-            told = trouble_of_events([self.name, f"{self.name}-default"], events)
-            reason = told.reason if told else self._ignored()
-            return f"only {len(deployments)} of the {wanted} workers that were asked for were made: {reason}"
+        reasons += [problem.reason for item in deployments if (problem := diagnose_deployment(item)) is not None]
+        if reasons:
+            most_frequent = max(reasons, key=reasons.count)
+            return f"{_pods_as_text(len(reasons), requested)} cannot run: {most_frequent}"
+        if len(deployments) < requested:
+            reported = diagnose_by_operator_events([self.name, f"{self.name}-default"], events)
+            reason = reported.reason if reported else self._ignored()
+            return f"only {len(deployments)} of the {requested} workers that were asked for were made: {reason}"
         starting = sum(1 for pod in pods if not is_ready(pod))
-        return f"{_pods(starting, wanted)} {'is' if wanted == 1 else 'are'} starting" if starting else None
+        return (
+            f"{_pods_as_text(starting, requested)} {'is' if requested == 1 else 'are'} starting" if starting else None
+        )
 
-    def _log(self, pod: Mapping[str, Any], found: Trouble) -> str:
-        return log_of(self._api, pod["metadata"]["name"], found.container) if found.container else ""
+    def _log_tail(self, pod: Mapping[str, Any], problem: PodProblem) -> str:
+        return log_tail(self._api, pod["metadata"]["name"], problem.container) if problem.container else ""
 
     # sizes ----------------------------------------------------------------------------------------------------------
 
-    def grow(self, workers: int) -> None:
-        """Ask for so many workers, if there are fewer."""
+    def scale_up(self, workers: int) -> None:
+        """Request so many workers, if fewer are requested now."""
         if self._replicas() < workers:
-            self._set(workers)
+            self._set_replicas(workers)
 
     def workers(self) -> list[str]:
-        """Return the names of the workers that were made, the oldest first; they are the Dask workers' names too."""
-        made = self._deployments("worker")
-        return [
-            item["metadata"]["name"] for item in sorted(made, key=lambda item: item["metadata"]["creationTimestamp"])
-        ]
+        """Return the names of the workers' Deployments, the oldest first; the Dask workers have the same names."""
+        deployments = sorted(self._deployments("worker"), key=lambda item: item["metadata"]["creationTimestamp"])
+        return [item["metadata"]["name"] for item in deployments]
 
-    def is_settled(self) -> bool:
-        """Whether there are as many workers as were asked for."""
+    def has_all_workers(self) -> bool:
+        """Return whether the operator has made as many workers as were requested."""
         return len(self.workers()) == self._replicas()
 
-    def let_go(self, names: Iterable[str]) -> None:
+    def remove_workers(self, names: Iterable[str]) -> None:
         """Remove these workers, and no others.
 
-        The operator, asked for fewer workers, asks the scheduler which of those that are connected it can do without.
-        It would keep the pods that wait for a node in vain and end workers instead, busy ones if need be. It counts
-        Deployments, so when those are gone before the number is lowered, it finds nothing to do.
+        The operator, asked for fewer workers, has the scheduler choose among those that are connected. So it would keep
+        pods that wait for a node in vain, and end workers instead, even busy ones. It counts Deployments, so when those
+        are deleted before the number is lowered, it finds nothing to do.
         """
-        gone = sum(self._api.delete("Deployment", name) for name in names)
-        if gone:
-            self._set(max(self._replicas() - gone, 0))
+        deleted = sum(self._api.delete("Deployment", name) for name in names)
+        if deleted:
+            self._set_replicas(max(self._replicas() - deleted, 0))
 
     def _replicas(self) -> int:
-        group = self._group()
+        group = self._worker_group()
         if group is None:
             raise ClusterError(f"{self.where} has no worker group yet")
         return int(group["spec"]["worker"]["replicas"])
 
-    def _set(self, workers: int) -> None:
+    def _set_replicas(self, workers: int) -> None:
         self._api.patch("DaskWorkerGroup", f"{self.name}-default", {"spec": {"worker": {"replicas": workers}}})
 
     # ending ---------------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Whether the cluster is there, and stays."""
-        there = self._api.get("DaskCluster", self.name)
-        return there is not None and not is_going(there)
+        """Return whether the cluster exists and is not being deleted."""
+        cluster = self._api.get("DaskCluster", self.name)
+        return cluster is not None and not is_being_deleted(cluster)
 
-    def end(self) -> str | None:
-        """Remove the cluster unless another coordinator looks after it; returns what is left, as a sentence.
+    def remove(self) -> str | None:
+        """Remove the cluster unless another coordinator uses it; return a sentence if something is left.
 
         It does not wait for an operator that is down: the pods are removed without it, the object goes when it is back.
         """
-        there = self._api.get("DaskCluster", self.name)
-        if there is None:
+        cluster = self._api.get("DaskCluster", self.name)
+        if cluster is None:
             return None
-        uid = there["metadata"]["uid"]
-        if there["metadata"].get("annotations", {}).get(_OWNER) not in (None, self._owner):
+        uid = cluster["metadata"]["uid"]
+        if cluster["metadata"].get("annotations", {}).get(_OWNER) not in (None, self._owner):
             return None
         self._api.delete("DaskCluster", self.name, uid=uid)
-        return remove_the_rest(self._api, self.name, uid)
+        return wait_until_removed(self._api, self.name, uid)
 
-    # what there is --------------------------------------------------------------------------------------------------
+    # objects --------------------------------------------------------------------------------------------------------
 
-    def _group(self) -> dict[str, Any] | None:
+    def _worker_group(self) -> dict[str, Any] | None:
         return self._api.get("DaskWorkerGroup", f"{self.name}-default")
 
     def _labels(self, component: str) -> dict[str, str]:
@@ -274,21 +254,17 @@ class OperatedCluster:
         return self._api.list("Pod", labels=self._labels(component))
 
     def _deployments(self, component: str) -> list[dict[str, Any]]:
-        return [item for item in self._api.list("Deployment", labels=self._labels(component)) if not is_going(item)]
+        return [
+            item for item in self._api.list("Deployment", labels=self._labels(component)) if not is_being_deleted(item)
+        ]
 
 
-def remove_the_rest(api: KubeApi, name: str, uid: str) -> str | None:
-    """Wait until a cluster that was deleted is gone; remove its pods where the operator does not.
-
-    Returns
-    -------
-    str or None
-        What is left, as a sentence.
-    """
-    deadline = time.monotonic() + _GONE_SECONDS
+def wait_until_removed(api: KubeApi, name: str, uid: str) -> str | None:
+    """Wait until a deleted cluster is gone, or remove its pods without the operator; return what is left."""
+    deadline = time.monotonic() + _REMOVAL_SECONDS
     while True:
-        there = api.get("DaskCluster", name)
-        if there is None or there["metadata"]["uid"] != uid:
+        cluster = api.get("DaskCluster", name)
+        if cluster is None or cluster["metadata"]["uid"] != uid:
             return None
         if time.monotonic() > deadline:
             break
@@ -301,7 +277,7 @@ def remove_the_rest(api: KubeApi, name: str, uid: str) -> str | None:
     )
 
 
-def _pods(part: int, whole: int) -> str:
+def _pods_as_text(part: int, whole: int) -> str:
     if whole == 1:
         return "its worker's pod"
     return f"all {whole} of its workers' pods" if part >= whole else f"{part} of its {whole} workers' pods"

@@ -1,4 +1,4 @@
-"""What a job says about its Kubernetes: ``kubernetes:`` of its API, and ``--cluster-option`` over it."""
+"""`KubernetesOptions`: ``kubernetes:`` of a job's API, with ``--cluster-option`` over it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from cortex_dask.errors import SpecError
 from cortex_dask.formatting import nearest, shown
 from cortex_dask.io.job.settings import JobSettings
 
+#: Set in a runner's pod: its namespace.
+NAMESPACE_VARIABLE = "CORTEX_DASK_NAMESPACE"
+
 _START_SECONDS = 600.0
 _IDLE_SECONDS = 600.0
 _RUNNER_ACCOUNT = "cortex-dask"
 
-#: Options that say how this client reaches the API server: a runner is inside, and reaches it as its own pod does.
-_CLIENT_ONLY = ("context", "kubeconfig")
-_TEXTS = ("context", "image", "image_pull_policy", "kubeconfig", "namespace", "service_account")
-_SECONDS = ("idle_timeout", "reconnect_timeout", "start_timeout")
-_POLICIES = ("Always", "IfNotPresent", "Never")
+#: How the submitter reaches the API server. A runner reaches it with the service account of its pod.
+_SUBMITTER_OPTIONS = ("context", "kubeconfig")
+_TEXT_OPTIONS = ("context", "image", "image_pull_policy", "kubeconfig", "namespace", "service_account")
+_DURATION_OPTIONS = ("idle_timeout", "reconnect_timeout", "start_timeout")
+_PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +53,11 @@ class KubernetesOptions:
 
     @classmethod
     def of(cls, settings: JobSettings) -> KubernetesOptions:
-        """Return the options of a job.
-
-        Raises
-        ------
-        SpecError
-            If there is no image, or an option is unknown or has an impossible value.
-        """
+        """Return the options of a job, or raise SpecError: no image, an unknown option, an impossible value."""
         given = settings.cluster.options if settings.cluster.name == "kubernetes" else {}
-        said = {**check(given), **({} if not _is_runner() else dict.fromkeys(_CLIENT_ONLY))}
+        options = {**check_options(given), **(dict.fromkeys(_SUBMITTER_OPTIONS) if _is_runner() else {})}
         spec = settings.cluster.kubernetes
-        image = said.get("image") or settings.handler.extra.get("image")
+        image = options.get("image") or settings.handler.extra.get("image")
         if not image:
             raise SpecError(
                 "kubernetes: no image is named; the workers' pods need one that holds Python and cortex_dask: set "
@@ -68,14 +65,14 @@ class KubernetesOptions:
             )
         return cls(
             image=image,
-            namespace=said.get("namespace") or os.environ.get(NAMESPACE_VARIABLE) or spec.get("namespace"),
-            context=said.get("context"),
-            kubeconfig=said.get("kubeconfig"),
-            image_pull_policy=said.get("image_pull_policy") or spec.get("image_pull_policy"),
+            namespace=options.get("namespace") or os.environ.get(NAMESPACE_VARIABLE) or spec.get("namespace"),
+            context=options.get("context"),
+            kubeconfig=options.get("kubeconfig"),
+            image_pull_policy=options.get("image_pull_policy") or spec.get("image_pull_policy"),
             image_pull_secrets=tuple(spec.get("image_pull_secrets", ())),
-            service_account=said.get("service_account") or spec.get("service_account"),
-            start_timeout=float(said.get("start_timeout", _START_SECONDS)),
-            idle_timeout=float(said.get("idle_timeout", _IDLE_SECONDS)),
+            service_account=options.get("service_account") or spec.get("service_account"),
+            start_timeout=float(options.get("start_timeout", _START_SECONDS)),
+            idle_timeout=float(options.get("idle_timeout", _IDLE_SECONDS)),
             labels=dict(spec.get("labels", {})),
             annotations=dict(spec.get("annotations", {})),
             env=dict(spec.get("env", {})),
@@ -87,23 +84,13 @@ class KubernetesOptions:
         )
 
 
-#: Set in a runner's pod: where it is.
-NAMESPACE_VARIABLE = "CORTEX_DASK_NAMESPACE"
-
-
 def _is_runner() -> bool:
     return NAMESPACE_VARIABLE in os.environ
 
 
-def check(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return cluster options when they are known and possible.
-
-    Raises
-    ------
-    SpecError
-        If one is not.
-    """
-    known = sorted((*_TEXTS, *_SECONDS))
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return cluster options, or raise SpecError if one is unknown or impossible."""
+    known = sorted((*_TEXT_OPTIONS, *_DURATION_OPTIONS))
     for name, value in options.items():
         if name not in known:
             near = nearest(name, known)
@@ -112,13 +99,15 @@ def check(options: Mapping[str, Any]) -> dict[str, Any]:
                 f"cluster option {name}: unknown for kubernetes; {hint}known options are {', '.join(known)}; what "
                 "pods need besides stands in cortex.yaml under kubernetes:"
             )
-        if name in _TEXTS and (not isinstance(value, str) or not value):
+        if name in _TEXT_OPTIONS and (not isinstance(value, str) or not value):
             raise SpecError(f"cluster option {name}: found {shown(value)}; allowed is text")
-        if name in _SECONDS and (
+        if name in _DURATION_OPTIONS and (
             isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf")
         ):
             raise SpecError(f"cluster option {name}: found {shown(value)}; allowed is a number of seconds above 0")
-    policy = options.get("image_pull_policy", _POLICIES[0])
-    if policy not in _POLICIES:
-        raise SpecError(f"cluster option image_pull_policy: found {shown(policy)}; allowed is {', '.join(_POLICIES)}")
+    policy = options.get("image_pull_policy", _PULL_POLICIES[0])
+    if policy not in _PULL_POLICIES:
+        raise SpecError(
+            f"cluster option image_pull_policy: found {shown(policy)}; allowed is {', '.join(_PULL_POLICIES)}"
+        )
     return dict(options)

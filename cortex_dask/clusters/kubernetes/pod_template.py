@@ -1,4 +1,4 @@
-"""Laying one pod template over another, as ``kubectl`` does: what has a name is merged by it, the rest is replaced."""
+"""Templates of pods, merged as ``kubectl`` does: list entries with a name by their names, other lists replaced."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-#: Lists whose entries are the same thing where this key is the same (``patchMergeKey`` in Kubernetes' own API).
-_NAMED_BY = {
+#: The key that identifies the entries of a list (``patchMergeKey`` in Kubernetes' own API).
+_KEYS = {
     "containers": "name",
     "env": "name",
     "hostAliases": "ip",
@@ -18,15 +18,15 @@ _NAMED_BY = {
     "volumeMounts": "mountPath",
     "volumes": "name",
 }
-#: Of these an entry is one choice of many: it takes the other's place, and its keys are not mixed with the other's.
-_REPLACED_WHOLE = ("env", "volumes")
-#: Lists that only grow.
+#: Lists whose entries are replaced as a whole, for an entry has one of several keys.
+_REPLACED_ENTRIES = ("env", "volumes")
+#: Lists that are appended to.
 _APPENDED = ("envFrom", "tolerations")
 
-#: What a pod template says about the machine that a pod runs on.
-_OF_MACHINES = ("affinity", "nodeName", "nodeSelector", "runtimeClassName", "topologySpreadConstraints")
+#: Keys of a pod's spec that select the machine it runs on.
+_MACHINE_KEYS = ("affinity", "nodeName", "nodeSelector", "runtimeClassName", "topologySpreadConstraints")
 
-#: Where clouds write which group of nodes a node belongs to: EKS, eksctl, GKE, AKS, Karpenter, and one for all others.
+#: Labels of nodes with the name of their group: of EKS, eksctl, GKE, AKS, Karpenter, and one for all others.
 _GROUP_LABELS = (
     "eks.amazonaws.com/nodegroup",
     "alpha.eksctl.io/nodegroup-name",
@@ -37,45 +37,34 @@ _GROUP_LABELS = (
 )
 
 
-def lay_over(base: Mapping[str, Any], over: Mapping[str, Any], *, main: str = "") -> dict[str, Any]:
-    """Return a template with another one laid over it; neither is changed.
+def merge_template(base: Mapping[str, Any], over: Mapping[str, Any], *, main: str = "") -> dict[str, Any]:
+    """Return a template with another one merged over it; an entry of ``containers`` without a name means ``main``.
 
-    Parameters
-    ----------
-    base, over : mapping
-        ``{"metadata": …, "spec": …}``, or any part of that.
-    main : str
-        The container that an entry of ``containers`` without a name stands for.
+    Mappings are merged key by key, and a null removes a key. Containers, variables, volumes, mounts and ports are
+    merged by their names; tolerations and sources of variables are appended; any other list is replaced.
 
-    Returns
-    -------
-    dict
-        Mappings are merged key by key, and a null takes a key away. Containers, variables, volumes, mounts and ports
-        are merged by their names; tolerations and sources of variables are added; any other list is replaced.
-
-    Examples
-    --------
-    >>> lay_over({"containers": [{"name": "worker", "image": "a"}]}, {"containers": [{"image": "b"}]}, main="worker")
+    >>> over = {"containers": [{"image": "b"}]}
+    >>> merge_template({"containers": [{"name": "worker", "image": "a"}]}, over, main="worker")
     {'containers': [{'name': 'worker', 'image': 'b'}]}
     """
     merged = dict(base)
     for key, value in over.items():
-        there = merged.get(key)
+        current = merged.get(key)
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, Mapping):
-            merged[key] = lay_over(there if isinstance(there, Mapping) else {}, value, main=main)
-        elif isinstance(value, list) and (isinstance(there, list) or key in _NAMED_BY):
-            merged[key] = _lists(key, there or [], value, main)
+            merged[key] = merge_template(current if isinstance(current, Mapping) else {}, value, main=main)
+        elif isinstance(value, list) and (isinstance(current, list) or key in _KEYS):
+            merged[key] = _merge_lists(key, current or [], value, main)
         else:
             merged[key] = copy.deepcopy(value)
     return copy.deepcopy(merged)
 
 
-def _lists(key: str, base: list[Any], over: list[Any], main: str) -> list[Any]:
+def _merge_lists(key: str, base: list[Any], over: list[Any], main: str) -> list[Any]:
     if key in _APPENDED:
         return [*base, *(item for item in over if item not in base)]
-    name = _NAMED_BY.get(key)
+    name = _KEYS.get(key)
     if name is None or not all(isinstance(item, Mapping) for item in (*base, *over)):
         return over
     merged = list(base)
@@ -84,23 +73,23 @@ def _lists(key: str, base: list[Any], over: list[Any], main: str) -> list[Any]:
             item = {"name": main, **item}
         same = next((number for number, old in enumerate(merged) if name in item and old.get(name) == item[name]), None)
         if same is None:
-            merged.append(lay_over({}, item))
-        elif key in _REPLACED_WHOLE:
+            merged.append(merge_template({}, item))
+        elif key in _REPLACED_ENTRIES:
             merged[same] = item
         else:
-            merged[same] = lay_over(merged[same], item)
+            merged[same] = merge_template(merged[same], item)
     return merged
 
 
-def only_where_machines_do_not_matter(template: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a template without what it says about machines: where pods run, and what their containers ask for.
+def without_machine_requirements(template: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a template without the nodes that it selects and the resources that its containers request.
 
-    A GPU that the workers' template asks for, and the nodes that have one, are no business of the scheduler's.
+    For the scheduler and the runner, which need no GPU if the template of all pods requests one.
     """
     plain = copy.deepcopy(dict(template))
     spec = plain.get("spec")
     if isinstance(spec, dict):
-        for key in _OF_MACHINES:
+        for key in _MACHINE_KEYS:
             spec.pop(key, None)
         for container in spec.get("containers") or ():
             container.pop("resources", None)
@@ -108,30 +97,20 @@ def only_where_machines_do_not_matter(template: Mapping[str, Any]) -> dict[str, 
 
 
 def with_node_groups(pod_spec: Mapping[str, Any], groups: tuple[str, ...], label: str | None) -> dict[str, Any]:
-    """Return a pod's spec that runs on the nodes of some groups only, whatever else it requires of its node.
-
-    Parameters
-    ----------
-    pod_spec : mapping
-        The ``spec`` of a pod.
-    groups : tuple of str
-        The names of the node groups.
-    label : str, optional
-        The label in which nodes name their group; None: that of any of the well-known clouds.
-    """
+    """Return a pod's spec that also requires a node of one of these groups; by default in the label of any cloud."""
     labels = _GROUP_LABELS if label is None else (label,)
     ours = [{"key": key, "operator": "In", "values": list(groups)} for key in labels]
     path = ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
-    there: Any = pod_spec
+    required: Any = pod_spec
     for key in path:
-        there = (there or {}).get(key)
-    # One term has to hold as a whole, so every term that the user requires is joined with every label of ours.
+        required = (required or {}).get(key)
+    # A node must match one term as a whole, so each term of the user is combined with each label of ours.
     terms = [
         {**term, "matchExpressions": [*(term.get("matchExpressions") or []), expression]}
-        for term in there or [{}]
+        for term in required or [{}]
         for expression in ours
     ]
     nested: Any = terms
     for key in reversed(path):
         nested = {key: nested}
-    return lay_over(pod_spec, nested)
+    return merge_template(pod_spec, nested)

@@ -1,7 +1,6 @@
-"""The runner of a job on Kubernetes: a ``Job`` whose pod is the coordinator.
+"""What the pod of a runner runs: the coordinator of one job (``python -m``; nothing imports it).
 
-It is made by whoever submits the job, who may then go. It is started again when it dies, with its node or by itself,
-and finds its cluster by name. The cluster belongs to it, so removing the ``Job`` removes all that the job has there.
+See :mod:`cortex_dask.clusters.kubernetes.runner` for the ``Job`` around it.
 """
 
 from __future__ import annotations
@@ -18,49 +17,48 @@ from types import FrameType
 from cortex_dask.clusters.kubernetes.api import KubeApi
 from cortex_dask.clusters.kubernetes.cluster import Kubernetes
 from cortex_dask.clusters.kubernetes.options import NAMESPACE_VARIABLE
-from cortex_dask.clusters.kubernetes.runner import owner
+from cortex_dask.clusters.kubernetes.runner import owner_reference
 from cortex_dask.errors import CortexDaskError, JobRunningError, StorageError
 from cortex_dask.formatting import parse_time
 
 _log = logging.getLogger(__name__)
-_OTHER_SECONDS = 2.0  # between two looks whether another coordinator has gone
-_EVICTED = 143  # the exit code of a process that was asked to end
+_RETRY_SECONDS = 2.0  # between two attempts while another coordinator runs the job
+_TERMINATED = 143  # the usual exit code after SIGTERM
 
 
 def main() -> None:
-    """Run the job of the command line; the pod's main process.
+    """Run the job of the command line.
 
-    The exit code tells Kubernetes whether to start it again: 0 when the job's status says how it has ended, whatever
-    that is, and something else when this process could not even say that.
+    The exit code tells Kubernetes whether to restart the pod: 0 if the job has a final status, good or bad.
     """
     parser = argparse.ArgumentParser(prog="python -m cortex_dask.clusters.kubernetes.runner_main")
     parser.add_argument("job_url")
     parser.add_argument("--retry", action="store_true", help="handle the failed batches again")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _leave)
-    sys.exit(run(given.job_url, retry=given.retry))
+    signal.signal(signal.SIGTERM, _exit_at_once)
+    sys.exit(coordinate(arguments.job_url, retry=arguments.retry))
 
 
-def run(job_url: str, *, retry: bool = False) -> int:
-    """Run a job to its end and return the exit code."""
+def coordinate(job_url: str, *, retry: bool = False) -> int:
+    """Run a job to its end, and return the exit code."""
     from cortex_dask.runtime.coordinator import coordinator
 
-    begin = coordinator.retry_failed if retry else coordinator.run_job
+    run = coordinator.retry_failed if retry else coordinator.run_job
     while True:
         try:
             if _was_stopped(job_url):
                 _log.info("the job was stopped while this runner was waited for")
                 return 0
-            document = begin(job_url, Kubernetes())
+            document = run(job_url, Kubernetes())
         except JobRunningError as error:
-            # A runner that was lost a moment ago still seems to run, until its last sign of life is old enough.
+            # A runner that was lost a moment ago still seems to run, until its last heartbeat is old enough.
             _log.info("%s; waiting", error)
-            time.sleep(_OTHER_SECONDS)
+            time.sleep(_RETRY_SECONDS)
         except StorageError as error:
             _log.error("%s", error)
-            return 1  # nobody could be told, so it is tried again later
+            return 1  # the status could not be written, so the pod is restarted
         except CortexDaskError as error:
             _log.error("%s", error)
             _note(job_url, error)
@@ -71,7 +69,7 @@ def run(job_url: str, *, retry: bool = False) -> int:
 
 
 def _was_stopped(job_url: str) -> bool:
-    """Whether somebody has stopped the job since this runner was made: it may have waited for a node for hours."""
+    """Return whether the job was stopped after this runner was created, as it may have waited for a node for hours."""
     from cortex_dask.io.job.directory import JobDirectory
     from cortex_dask.io.job.status import FINAL_STATUSES
     from cortex_dask.runtime.coordinator.status_board import StatusBoard
@@ -80,7 +78,7 @@ def _was_stopped(job_url: str) -> bool:
     document = directory.read_json("status.json") or {}
     request = directory.stop_request()
     if request is not None and document.get("status") not in FINAL_STATUSES:
-        # Nobody was there to take it; a coordinator, once it begins, would take it for an old one.
+        # No coordinator has seen the request, and one that starts ignores requests that are older than itself.
         board = StatusBoard(directory.settings())
         board.end(request["status"], request["reason"])
         directory.write_json("status.json", board.document())
@@ -89,22 +87,19 @@ def _was_stopped(job_url: str) -> bool:
     if document.get("status") != "stopped" or ended is None:
         return False
     with KubeApi(namespace=os.environ.get(NAMESPACE_VARIABLE)) as api:
-        reference = owner(api)
+        reference = owner_reference(api)
         job = None if reference is None else api.get("Job", reference["name"])
-    made = None if job is None else parse_time(job["metadata"]["creationTimestamp"])
-    return made is not None and made < ended
+    created = None if job is None else parse_time(job["metadata"]["creationTimestamp"])
+    return created is not None and created < ended
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    """End at once: the node goes, and another runner goes on where the ledger ends.
-
-    To stop the job, as a coordinator at a terminal does, would be wrong: nobody has asked for that. The cluster stays.
-    """
-    os._exit(_EVICTED)
+def _exit_at_once(number: int, frame: FrameType | None) -> None:
+    """Exit without stopping the job, unlike a coordinator at a terminal: another runner continues with the cluster."""
+    os._exit(_TERMINATED)
 
 
 def _note(job_url: str, error: CortexDaskError) -> None:
-    """Write the status of a job that its coordinator could not even begin to run."""
+    """Write the status of a job that the coordinator could not start."""
     from cortex_dask.io.job.directory import JobDirectory
     from cortex_dask.io.job.status import FINAL_STATUSES
     from cortex_dask.runtime.coordinator.status_board import StatusBoard

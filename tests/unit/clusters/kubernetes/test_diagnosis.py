@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from cortex_dask.clusters.kubernetes.diagnosis import (
-    is_going,
+    diagnose_by_operator_events,
+    diagnose_by_warnings,
+    diagnose_deployment,
+    diagnose_pod,
+    is_being_deleted,
     is_ready,
-    trouble_of_deployment,
-    trouble_of_events,
-    trouble_of_object,
-    trouble_of_pod,
 )
 
 GPU = {"limits": {"nvidia.com/gpu": "5", "memory": "768Mi"}, "requests": {"cpu": "200m", "memory": "768Mi"}}
@@ -50,28 +50,28 @@ def unschedulable(message: str, **spec: Any) -> dict[str, Any]:
 
 
 def test_no_room() -> None:
-    found = trouble_of_pod(unschedulable("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."))
+    found = diagnose_pod(unschedulable("0/1 nodes are available: 1 Insufficient nvidia.com/gpu."))
 
     assert found is not None
     assert found.reason == (
         "no node takes it: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu (it asks for cpu 200m, memory 768Mi, "
         "nvidia.com/gpu 5)"
     )
-    assert (found.is_hopeless, found.may_pass) == (False, True)
+    assert (found.is_permanent, found.is_lack_of_room) == (False, True)
 
 
 def test_no_node_of_the_group() -> None:
     terms = [{"matchExpressions": [{"key": key, "operator": "In", "values": ["a", "b"]}]} for key in ("x", "y")]
     required = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
 
-    found = trouble_of_pod(unschedulable("0/1 nodes are available", affinity=required))
+    found = diagnose_pod(unschedulable("0/1 nodes are available", affinity=required))
 
     assert found is not None
     assert found.reason.endswith("nvidia.com/gpu 5, nodes of a or b)")
 
 
 @pytest.mark.parametrize(
-    ("reason", "message", "events", "words", "is_hopeless"),
+    ("reason", "message", "events", "words", "is_permanent"),
     [
         (
             "ImagePullBackOff",
@@ -91,30 +91,30 @@ def test_no_node_of_the_group() -> None:
         ("CreateContainerConfigError", 'secret "nope" not found', [], 'cannot be made: secret "nope" not found', False),
     ],
 )
-def test_a_container_that_waits(reason: str, message: str, events: list[Any], words: str, is_hopeless: bool) -> None:
-    found = trouble_of_pod(pod(container({"waiting": {"reason": reason, "message": message}})), events)
+def test_a_container_that_waits(reason: str, message: str, events: list[Any], words: str, is_permanent: bool) -> None:
+    found = diagnose_pod(pod(container({"waiting": {"reason": reason, "message": message}})), events)
 
     assert found is not None
     assert words in found.reason
-    assert found.is_hopeless is is_hopeless
+    assert found.is_permanent is is_permanent
 
 
-@pytest.mark.parametrize(("restarts", "is_hopeless"), [(1, False), (3, True)])
-def test_a_container_that_crashes(restarts: int, is_hopeless: bool) -> None:
+@pytest.mark.parametrize(("restarts", "is_permanent"), [(1, False), (3, True)])
+def test_a_container_that_crashes(restarts: int, is_permanent: bool) -> None:
     waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s restarting failed container"}}
     ended = {"terminated": {"exitCode": 3, "reason": "Error"}}
 
-    found = trouble_of_pod(pod(container(waiting, ended, restartCount=restarts), phase="Running"))
+    found = diagnose_pod(pod(container(waiting, ended, restartCount=restarts), phase="Running"))
 
     assert found is not None
     assert found.reason == "it starts and ends again: exit code 3"
-    assert (found.is_hopeless, found.container) == (is_hopeless, "worker")
+    assert (found.is_permanent, found.container) == (is_permanent, "worker")
 
 
 def test_a_container_that_took_too_much_memory() -> None:
     ended = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
 
-    found = trouble_of_pod(pod(container(ended, restartCount=0), phase="Running"))
+    found = diagnose_pod(pod(container(ended, restartCount=0), phase="Running"))
 
     assert found is not None
     assert "took more memory than its limit" in found.reason
@@ -125,24 +125,24 @@ def test_what_only_events_tell() -> None:
     mount = event('MountVolume.SetUp failed for volume "x" : configmap "x" not found', "FailedMount")
     others = [event("not ours", uid="pod-2"), event("not yet", "Unhealthy", at="2026-11-24T00:09:00Z")]
 
-    found = trouble_of_pod(pod(waiting), [mount, *others])
+    found = diagnose_pod(pod(waiting), [mount, *others])
 
     assert found is not None
     assert found.reason.startswith("FailedMount: MountVolume.SetUp failed")
 
 
 def test_a_pod_that_starts_is_no_trouble() -> None:
-    assert trouble_of_pod(pod(container({"waiting": {"reason": "ContainerCreating"}}))) is None
+    assert diagnose_pod(pod(container({"waiting": {"reason": "ContainerCreating"}}))) is None
     assert (
-        trouble_of_pod(pod(container({"running": {}}, ready=False), phase="Running"), [event("?", "Unhealthy")]) is None
+        diagnose_pod(pod(container({"running": {}}, ready=False), phase="Running"), [event("?", "Unhealthy")]) is None
     )
     # a container that was started again, and runs
     ended = {"terminated": {"exitCode": 1, "reason": "Error"}}
-    assert trouble_of_pod(pod(container({"running": {}}, ended, ready=True), phase="Running")) is None
+    assert diagnose_pod(pod(container({"running": {}}, ended, ready=True), phase="Running")) is None
 
 
 def test_a_pod_that_was_evicted() -> None:
-    found = trouble_of_pod(pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory. "))
+    found = diagnose_pod(pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory. "))
 
     assert found is not None
     assert found.reason == "it failed: Evicted The node was low on resource: memory"
@@ -155,12 +155,12 @@ def test_a_deployment_that_may_not_make_its_pod() -> None:
         {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message},
     ]
 
-    found = trouble_of_deployment({"metadata": {}, "status": {"conditions": conditions}})
+    found = diagnose_deployment({"metadata": {}, "status": {"conditions": conditions}})
 
     assert found is not None
     assert found.reason == f"its pod cannot be made: {message}"
-    assert trouble_of_deployment({"metadata": {}, "status": {"conditions": conditions[:1]}}) is None
-    assert trouble_of_deployment({"metadata": {}}) is None
+    assert diagnose_deployment({"metadata": {}, "status": {"conditions": conditions[:1]}}) is None
+    assert diagnose_deployment({"metadata": {}}) is None
 
 
 def test_what_the_operator_says() -> None:
@@ -175,25 +175,25 @@ def test_what_the_operator_says() -> None:
         told("Pod", "demo", "a pod's", "2026-11-24T00:00:04Z"),
     ]
 
-    found = trouble_of_events(["demo", "demo-default"], events)
+    found = diagnose_by_operator_events(["demo", "demo-default"], events)
 
     assert found is not None
     assert found.reason == "the Dask operator says: Handler failed: newest"
-    assert trouble_of_events(["demo-2"], events) is None
+    assert diagnose_by_operator_events(["demo-2"], events) is None
 
 
 def test_a_job_that_cannot_make_its_pod() -> None:
     job = {"metadata": {"uid": "job-1"}}
 
-    found = trouble_of_object(job, [event("pods is forbidden: exceeded quota", uid="job-1"), event("not ours")])
+    found = diagnose_by_warnings(job, [event("pods is forbidden: exceeded quota", uid="job-1"), event("not ours")])
 
     assert found is not None
     assert found.reason == "its pod cannot be made: pods is forbidden: exceeded quota"
-    assert trouble_of_object(job, [event("not ours")]) is None
+    assert diagnose_by_warnings(job, [event("not ours")]) is None
 
 
 def test_long_messages_are_cut() -> None:
-    found = trouble_of_pod(unschedulable("x" * 10_000))
+    found = diagnose_pod(unschedulable("x" * 10_000))
 
     assert found is not None
     assert len(found.reason) < 600
@@ -206,5 +206,5 @@ def test_ready_and_going() -> None:
 
     ready["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
 
-    assert is_going(ready)
+    assert is_being_deleted(ready)
     assert not is_ready(ready)

@@ -11,12 +11,12 @@ import pytest
 
 from cortex_dask.clusters.kubernetes.manifests import (
     cluster_name,
-    dask_cluster,
     label_value,
-    pod_of,
-    runner_job,
+    make_dask_cluster,
+    make_pod,
+    make_runner_job,
     scheduler_address,
-    slots_of,
+    slots_per_worker,
     worker_resources,
 )
 from cortex_dask.clusters.kubernetes.options import KubernetesOptions
@@ -46,7 +46,7 @@ def settings(**said: Any) -> JobSettings:
 
 
 def cluster_of(job: JobSettings) -> dict[str, Any]:
-    return dask_cluster(URL, job, KubernetesOptions.of(job))
+    return make_dask_cluster(URL, job, KubernetesOptions.of(job))
 
 
 def container_of(manifest: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_what_a_worker_asks_for(compute: ComputeSettings, requests: dict[str, st
 
 @pytest.mark.parametrize(("gpu", "slots"), [(0, 1), (1, 1), (4, 1), (0.5, 2), (1 / 3, 3), (0.3, 3), (0.1, 10)])
 def test_slots_of_a_pod(gpu: float, slots: int) -> None:
-    assert slots_of(ComputeSettings(gpu=gpu)) == slots
+    assert slots_per_worker(ComputeSettings(gpu=gpu)) == slots
 
 
 def test_a_worker_says_what_it_has() -> None:
@@ -120,7 +120,7 @@ def test_the_scheduler_asks_for_no_gpu() -> None:
     assert container_of(manifest, "worker")["resources"]["limits"]["nvidia.com/gpu"] == 4
     for container in (
         container_of(manifest, "scheduler"),
-        container_of(runner_job(URL, job, KubernetesOptions.of(job)), "runner"),
+        container_of(make_runner_job(URL, job, KubernetesOptions.of(job)), "runner"),
     ):
         assert "limits" not in container["resources"]
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}
@@ -191,7 +191,7 @@ def test_whose_a_cluster_is() -> None:
     assert "ownerReferences" not in metadata
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "a", "uid": "u"}
     job = settings()
-    assert dask_cluster(URL, job, KubernetesOptions.of(job), owner=owner)["metadata"]["ownerReferences"] == [owner]
+    assert make_dask_cluster(URL, job, KubernetesOptions.of(job), owner=owner)["metadata"]["ownerReferences"] == [owner]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_secrets_are_named_and_no_value_of_the_handler_is_there() -> None:
         kubernetes={"env_from": [{"secret": "aws"}, {"config_map": "plain"}], "env": {"REGION": "eu-west-1"}},
     )
     options = KubernetesOptions.of(job)
-    cluster, runner = dask_cluster(URL, job, options), runner_job(URL, job, options)
+    cluster, runner = make_dask_cluster(URL, job, options), make_runner_job(URL, job, options)
 
     assert "hunter" not in json.dumps([cluster, runner])
     for container in (container_of(cluster, "worker"), container_of(runner, "runner")):
@@ -265,7 +265,7 @@ def test_templates_are_laid_over_the_pods() -> None:
         }
     )
     options = KubernetesOptions.of(job)
-    cluster, runner = dask_cluster(URL, job, options), runner_job(URL, job, options)
+    cluster, runner = make_dask_cluster(URL, job, options), make_runner_job(URL, job, options)
     worker, scheduler, template = cluster["spec"]["worker"], cluster["spec"]["scheduler"], runner["spec"]["template"]
 
     for pod in (worker, scheduler, template):
@@ -285,7 +285,7 @@ def test_templates_are_laid_over_the_pods() -> None:
 
 def test_a_runner_is_started_again() -> None:
     job = settings()
-    manifest = runner_job(URL, job, KubernetesOptions.of(job), retry=True)
+    manifest = make_runner_job(URL, job, KubernetesOptions.of(job), retry=True)
     pod = manifest["spec"]["template"]["spec"]
 
     assert manifest["metadata"]["name"] == cluster_of(job)["metadata"]["name"]
@@ -315,8 +315,8 @@ def test_the_published_schemas_take_the_runner_and_all_pods(version: str) -> Non
         options={"image_pull_policy": "Always"},
     )
     options = KubernetesOptions.of(job)
-    cluster, runner = dask_cluster(URL, job, options), runner_job(URL, job, options)
-    pods = [pod_of(template, "x") for template in (cluster["spec"]["worker"], cluster["spec"]["scheduler"])]
+    cluster, runner = make_dask_cluster(URL, job, options), make_runner_job(URL, job, options)
+    pods = [make_pod(template, "x") for template in (cluster["spec"]["worker"], cluster["spec"]["scheduler"])]
 
     for manifest in (runner, *pods):
         kubernetes_validate.validate(manifest, version, strict=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cortex_dask.clusters.kubernetes.pod_template import lay_over, only_where_machines_do_not_matter, with_node_groups
+from cortex_dask.clusters.kubernetes.pod_template import merge_template, with_node_groups, without_machine_requirements
 
 TERMS = ("affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
 
@@ -72,14 +72,14 @@ def terms(spec: dict[str, Any]) -> list[dict[str, Any]]:
     ],
 )
 def test_templates_are_laid_over_each_other(base: Any, over: Any, merged: Any) -> None:
-    assert lay_over(base, over, main="worker") == merged
+    assert merge_template(base, over, main="worker") == merged
 
 
 def test_neither_template_is_changed() -> None:
     base: dict[str, Any] = {"containers": [{"name": "worker", "env": [{"name": "A", "value": "1"}]}]}
     over: dict[str, Any] = {"containers": [{"env": [{"name": "B", "value": "2"}]}], "volumes": [{"name": "v"}]}
 
-    merged = lay_over(base, over, main="worker")
+    merged = merge_template(base, over, main="worker")
     merged["containers"][0]["env"].clear()
     merged["volumes"][0]["name"] = "w"
 
@@ -94,7 +94,7 @@ def test_what_concerns_machines_is_left_out() -> None:
         "spec": {"nodeSelector": {"gpu": "yes"}, "tolerations": [{"key": "gpu"}], "containers": [container]},
     }
 
-    assert only_where_machines_do_not_matter(template) == {
+    assert without_machine_requirements(template) == {
         "metadata": {"labels": {"a": "b"}},
         "spec": {"tolerations": [{"key": "gpu"}], "containers": [{"name": "main", "env": []}]},
     }

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from cortex_dask.clusters.kubernetes.cluster import choose
-from cortex_dask.clusters.kubernetes.manifests import dask_cluster
+from cortex_dask.clusters.kubernetes.manifests import make_dask_cluster
 from cortex_dask.clusters.kubernetes.options import KubernetesOptions
-from cortex_dask.clusters.kubernetes.preflight import check_paths, dropped
+from cortex_dask.clusters.kubernetes.preflight import check_paths, dropped_fields
 from cortex_dask.errors import SpecError
 from cortex_dask.io.job.settings import ClusterSettings, HandlerSettings, JobSettings, OutputSettings
 from cortex_dask.io.job.splits import DatasetInput
@@ -41,11 +40,11 @@ SETTINGS = JobSettings(
     ],
 )
 def test_what_a_server_has_dropped(sent: Any, made: Any, paths: list[str]) -> None:
-    assert list(dropped(sent, made)) == paths
+    assert list(dropped_fields(sent, made)) == paths
 
 
 def manifest(settings: JobSettings) -> dict[str, Any]:
-    return dask_cluster("s3://bucket/jobs/j", settings, KubernetesOptions.of(settings))
+    return make_dask_cluster("s3://bucket/jobs/j", settings, KubernetesOptions.of(settings))
 
 
 def test_paths_of_this_machine_are_refused() -> None:
@@ -75,17 +74,3 @@ def test_a_volume_makes_a_path_one_that_pods_have() -> None:
     check_paths("/data/jobs/j", settings, manifest(settings))
     with pytest.raises(SpecError, match="/database/jobs/j"):
         check_paths("/database/jobs/j", settings, manifest(settings))
-
-
-@pytest.mark.parametrize(
-    ("known", "busy", "count", "chosen"),
-    [
-        ({"a": "1", "b": "2", "c": "3"}, set(), 1, ["c"]),
-        ({"a": "1", "b": "2", "c": "3"}, {"3"}, 2, ["b", "a"]),
-        ({"a": "1", "b": "2", "c": "3"}, {"1", "2", "3"}, 2, []),
-        ({"a": "1", "c": "3"}, {"1"}, 1, ["b"]),
-        ({"a": "1", "c": "3"}, {"1"}, 3, ["b", "c"]),
-    ],
-)
-def test_whom_to_let_go(known: dict[str, str], busy: set[str], count: int, chosen: list[str]) -> None:
-    assert choose(["a", "b", "c"], known, busy, count) == chosen
