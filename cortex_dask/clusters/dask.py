@@ -19,6 +19,7 @@ from cortex_dask.errors import ClusterError, SpecError
 from cortex_dask.io.job.records import Outcome, SplitTask
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.runtime.cluster import Cluster, Done, Report, WorkerLost
+from cortex_dask.runtime.timeout import BackgroundCall, call_with_timeout
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -69,7 +70,7 @@ class DaskCluster(Cluster):
         self._scaling: Scaling | None = None
         self._report: Report = lambda event: None
         self._mailbox = Mailbox(self._token)
-        self._connecting: Connecting | None = None
+        self._connecting: BackgroundCall[Client] | None = None
         self._recovering: threading.Thread | None = None
         self._lost: ClusterError | None = None
         self._needed: dict[str, str | None] = {}  # the versions that a worker has to have
@@ -141,13 +142,13 @@ class DaskCluster(Cluster):
         """Let a cluster that has to be made come up while the job is planned."""
         self._job_url, self._settings = job_url, settings
         if not self.is_fixed:
-            self._connecting = Connecting(self.connect)
+            self._connecting = BackgroundCall(self.connect)
 
     def start(self, job_url: str, settings: JobSettings, report: Report, check: Callable[[], None]) -> None:
         """Connect, compare versions, and listen to the events of this job's splits."""
         self._job_url, self._settings, self._report = job_url, settings, report
         self._limit = settings.workers if settings.workers_said or not self.is_fixed else sys.maxsize
-        client = self.connect() if self._connecting is None else self._connecting.result(check)
+        client = self.connect() if self._connecting is None else self._connecting.result(check=check)
         self._enter(client)
         if not self.is_fixed:
             self._scaling = Scaling(settings, self.threads_per_worker, self.resize)
@@ -448,7 +449,9 @@ class DaskCluster(Cluster):
         """End the job's handler processes and the connection, then what was started for the job."""
         self.closing.set()
         if self._connecting is not None:
-            self._client = self._client or self._connecting.abandon()
+            with contextlib.suppress(Exception):  # start() has raised it, or has not been called
+                client = self._connecting.result()
+                self._client = self._client or client
         if self._scaling is not None:
             self._scaling.close()
         try:
@@ -477,15 +480,9 @@ class DaskCluster(Cluster):
         client = self._client
         if client is None or self._lost is not None:
             return
-
-        def call() -> None:
-            with contextlib.suppress(Exception):  # the scheduler may be gone
-                client.run(function, *arguments, on_error="ignore")
-
         # Client.run waits for the slowest worker, without a limit: one that was suspended would hold up the job's end.
-        thread = threading.Thread(target=call, name="cortex-dask-workers", daemon=True)
-        thread.start()
-        thread.join(seconds)
+        with contextlib.suppress(Exception):  # the scheduler may be gone
+            call_with_timeout(lambda: client.run(function, *arguments, on_error="ignore"), seconds)
 
 
 def _messages(tasks: Sequence[tuple[SplitTask, Done]]) -> Iterator[list[tuple[SplitTask, Done]]]:
@@ -500,41 +497,6 @@ def _messages(tasks: Sequence[tuple[SplitTask, Done]]) -> Iterator[list[tuple[Sp
         pieces += len(task.split.pieces)
     if few:
         yield few
-
-
-_CONNECTION_POLL_SECONDS = 1.0
-
-
-class Connecting:
-    """A call of ``connect`` in the background."""
-
-    def __init__(self, connect: Callable[[], Client]) -> None:
-        self._connect = connect
-        self._client: Client | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="cortex-dask-connect", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._client = self._connect()
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            self._error = error
-
-    def result(self, look_up: Callable[[], None]) -> Client:
-        """Wait for the client, and call something every second meanwhile; raises what ``connect``, or that, raises."""
-        while self._thread.is_alive():
-            self._thread.join(_CONNECTION_POLL_SECONDS)
-            look_up()
-        if self._error is not None:
-            raise self._error
-        assert self._client is not None
-        return self._client
-
-    def abandon(self) -> Client | None:
-        """Wait until ``connect`` has given up, or return the client that it has got."""
-        self._thread.join()
-        return self._client
 
 
 def outcome_of(future: Future[Any], sent: bytes | None) -> Outcome | Exception:

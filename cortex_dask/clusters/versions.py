@@ -26,16 +26,16 @@ import logging
 import os
 import platform
 import socket
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from cortex_dask import __version__
 from cortex_dask.errors import ClusterError, CortexDaskError
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.runtime.timeout import call_with_timeout
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -48,7 +48,6 @@ _log = logging.getLogger(__name__)
 PACKAGES = ("python", "dask", "distributed", "cortex_dask", "cloudpickle", "msgpack")
 _ANSWER_SECONDS = 20.0  # a host that hangs is left out of the comparison
 _READ_SECONDS = 15.0  # for the job directory, from one host
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +197,7 @@ class Scout:
 
     def hosts(self) -> list[Host]:
         """Return the versions that Dask knows of, the client's own first."""
-        said = _within(_ANSWER_SECONDS, self._client.get_versions)
+        said = call_with_timeout(self._client.get_versions, _ANSWER_SECONDS)
         workers = sorted(said["workers"].items())
         return [
             Host("client", f"{socket.gethostname()} (process {os.getpid()})", here()),
@@ -211,9 +210,9 @@ class Scout:
         client, url = self._client, self._job_url
         said: dict[str, Any] = {}
         try:
-            said.update(_within(_ANSWER_SECONDS, lambda: client.run(report, url, on_error="return")))
+            said.update(call_with_timeout(lambda: client.run(report, url, on_error="return"), _ANSWER_SECONDS))
             if scheduler:
-                said[self._scheduler] = _within(_ANSWER_SECONDS, lambda: client.run_on_scheduler(report, url))
+                said[self._scheduler] = call_with_timeout(lambda: client.run_on_scheduler(report, url), _ANSWER_SECONDS)
         except TimeoutError:
             pass  # a worker that hangs says nothing, and gets no split that would not be lost
         except Exception as error:  # noqa: BLE001 - whatever the scheduler's host makes of a function that it lacks
@@ -359,30 +358,3 @@ def _installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """Call something that may hang, in a thread; what it comes to later is dropped.
-
-    Raises
-    ------
-    TimeoutError
-        If there is no answer in time.
-    """
-    answers: list[_T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            answers.append(call())
-        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="cortex-dask-versions", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise TimeoutError
-    return answers[0]

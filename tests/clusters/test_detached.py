@@ -263,7 +263,7 @@ def test_a_scheduler_without_the_package(tmp_path: Path) -> None:
 # on one machine -------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_on_one_machine_does_not_need_its_keeper(tmp_path: Path) -> None:
+def test_a_job_on_one_machine_does_not_need_its_watchdog(tmp_path: Path) -> None:
     job = ClusterJob(LocalBackend(tmp_path), tmp_path / "job", gate="open")
     try:
         assert job.submit("--detach").wait(_SECONDS) == 0, job.said()

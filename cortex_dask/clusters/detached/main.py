@@ -1,10 +1,8 @@
-"""A coordinator in a process of its own, which outlives the process that starts it.
+"""The entry points of the two processes that outlive the submitter: the watchdog, and the coordinator that it starts.
 
 A handler that submits a job, in ``on_job_complete`` for instance, is itself about to end, and all that it has started
-is killed with it. So its coordinator is no descendant: the process that is started here forks and leaves, and what it
-has forked, a :class:`~cortex_dask.clusters.detached.watchdog.Watchdog`, belongs to nobody. That one starts the
-coordinator, and starts it again when it dies. Both run with the interpreter and the variables of the worker, not with
-the handler's own.
+is killed with it. So the watchdog is not a descendant: the process that starts it forks and exits. Both run with the
+interpreter and the variables of the worker, not with the handler's own.
 """
 
 from __future__ import annotations
@@ -14,64 +12,57 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING
+
+import orjson
 
 from cortex_dask.clusters import make_cluster
-from cortex_dask.errors import CortexDaskError
-
-if TYPE_CHECKING:
-    from cortex_dask.clusters.detached.watchdog import CoordinatorOrder
+from cortex_dask.clusters.detached.watchdog import ELSEWHERE, CoordinatorOrder, Watchdog
+from cortex_dask.errors import CortexDaskError, JobRunningError
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.runtime.coordinator.heartbeat import write_failure
 
 
 def main() -> None:
-    """Keep a coordinator alive until its job has ended; what cannot be helped is told by the job's status."""
-    from cortex_dask.clusters.detached.watchdog import CoordinatorOrder, Watchdog
-
-    job_url, how = sys.argv[1:3]
-    keeper = Watchdog(CoordinatorOrder(job_url, "local", retry=how == "retry"))
-    signal.signal(signal.SIGTERM, lambda number, frame: keeper.interrupt())
+    """Keep a coordinator alive until its job has ended; failures are written to the job's status."""
+    job_url, action = sys.argv[1:3]
+    watchdog = Watchdog(CoordinatorOrder(job_url, "local", retry=action == "retry"))
+    signal.signal(signal.SIGTERM, lambda number, frame: watchdog.interrupt())
     try:
-        keeper.begin()
+        watchdog.start_coordinator()
     except OSError as error:
-        _note(job_url, error)
+        write_failure(JobDirectory(job_url), _reason(error))
         raise
-    keeper.watch()
+    watchdog.watch()
 
 
 def coordinate() -> None:
-    """Run a job as the first line of the standard input says (the process that a keeper starts)."""
-    import orjson
-
-    from cortex_dask.clusters.detached.watchdog import ELSEWHERE, CoordinatorOrder
-    from cortex_dask.errors import JobRunningError
-
+    """Run a job as the first line of the standard input says (the process that the watchdog starts)."""
     line = b""
     while not line.endswith(b"\n"):
-        line += os.read(0, 1) or b"\n"  # not one byte more: what comes later is the end, which another one waits for
+        line += os.read(0, 1) or b"\n"  # byte by byte: what follows is the end of input, which another thread reads
     if not line.strip():
-        return  # whoever wanted it is gone
+        return  # the watchdog has ended
     order = CoordinatorOrder.from_json(orjson.loads(line))
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _run(order)
+        _run_order(order)
     except JobRunningError:
         sys.exit(ELSEWHERE)
     except BaseException as error:
         with contextlib.suppress(CortexDaskError, OSError):
-            _note(order.job_url, error)
+            write_failure(JobDirectory(order.job_url), _reason(error))
         raise
 
 
-def _run(order: CoordinatorOrder) -> None:
-    from cortex_dask.runtime.coordinator import coordinator
+def _run_order(order: CoordinatorOrder) -> None:
+    from cortex_dask.runtime.coordinator import coordinator  # which the watchdog's process does without
 
     if order.backend is None:
         cluster = make_cluster(order.cluster)
     else:
-        # Imports distributed, which a coordinator on one machine does without.
-        from cortex_dask.clusters.detached import scheduler
+        from cortex_dask.clusters.detached import scheduler  # distributed, for coordinators on a scheduler only
 
-        cluster = scheduler.make(order)
+        cluster = scheduler.make_cluster(order)
     (coordinator.retry_failed if order.retry else coordinator.run_job)(order.job_url, cluster)
 
 
@@ -79,10 +70,5 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _note(job_url: str, error: BaseException) -> None:
-    """Write the status of a job that its coordinator could not even begin to run."""
-    from cortex_dask.clusters.detached.watchdog import note_end
-    from cortex_dask.io.job.directory import JobDirectory
-
-    reason = f"the coordinator cannot run (process {os.getpid()}): {type(error).__name__}: {error}"
-    note_end(JobDirectory(job_url), reason)
+def _reason(error: BaseException) -> str:
+    return f"the coordinator cannot run (process {os.getpid()}): {type(error).__name__}: {error}"

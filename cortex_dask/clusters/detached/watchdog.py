@@ -1,17 +1,17 @@
-"""Keeps a coordinator alive that nobody waits for: beside a scheduler, or in the background on one machine.
+"""The watchdog of a detached coordinator: it starts the coordinator, and restarts it when it dies.
 
-A keeper starts the coordinator as a process of its own, looks on, and starts it again when it has died while the job
-has no final status. In the process of a scheduler it is a thread: the scheduler's event loop starts nothing, plans
-nothing and waits for nothing. There, the coordinator's standard input is its lifeline: when the scheduler's process
-ends, however it ends, the coordinator notices and ends itself, with a status that says so.
+In the background of one machine it is a process. On a scheduler it is a thread of the scheduler's process, so that the
+event loop is never blocked; there the coordinator's standard input stays open, and its end tells the coordinator that
+the scheduler's process has ended, however that happened.
 
-What a coordinator needs to know, credentials among it, is the first line of its standard input: a command line is seen
-by everybody on the host.
+What a coordinator needs to know, credentials among it, is the first line of its standard input: everybody on the host
+can read a command line.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -21,48 +21,36 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+import orjson
 
 from cortex_dask.errors import ClusterError, CortexDaskError
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.status import FINAL_STATUSES
+from cortex_dask.runtime.coordinator.heartbeat import running_elsewhere, write_failure
 from cortex_dask.runtime.worker.launch import python_command
-
-if TYPE_CHECKING:
-    from cortex_dask.io.job.directory import JobDirectory
 
 _log = logging.getLogger(__name__)
 
-#: The exit code of a coordinator that has found another one at the job.
+#: The exit code of a coordinator whose job is run by another one.
 ELSEWHERE = 75  # EX_TEMPFAIL of sysexits.h
-#: How often in a row a coordinator is started again without any progress of the job.
-_RESTARTS = 5
-_PAUSE = 1.0  # seconds before the first of those, doubled each time
+#: Restarts in a row without any progress of the job.
+RESTARTS = 5
+_PAUSE = 1.0  # seconds before the first restart, doubled each time
 _LONGEST_PAUSE = 30.0
-_END_SECONDS = 12.0  # a coordinator that has lost its scheduler halts, and writes its status
+_EXIT_SECONDS = 12.0  # a coordinator that has lost its scheduler stops its splits, and writes its status
 
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorOrder:
-    """What a coordinator is told when it is started.
-
-    Attributes
-    ----------
-    job_url : str
-        The job directory.
-    cluster : str
-        Where the splits run: what ``--cluster`` takes, or the scheduler's address.
-    backend : str, optional
-        The class to be used, as ``module:class``, for a coordinator beside its scheduler; None: what ``cluster`` names.
-    retry : bool
-        Whether the failed batches are handled again.
-    tls : mapping of str to str, optional
-        ``ca``, ``cert`` and ``key`` for the scheduler: paths, or the PEM texts themselves.
-    """
+    """What a coordinator is told when it is started."""
 
     job_url: str
-    cluster: str
-    backend: str | None = None
-    retry: bool = False
-    tls: Mapping[str, str | None] | None = field(default=None, repr=False)
+    cluster: str  # what --cluster takes, or the scheduler's address
+    backend: str | None = None  # on a scheduler, the class to be used as module:class; None: what cluster names
+    retry: bool = False  # whether the failed batches are handled again
+    tls: Mapping[str, str | None] | None = field(default=None, repr=False)  # ca, cert and key: paths or PEM texts
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -75,40 +63,34 @@ class CoordinatorOrder:
 
 
 class Watchdog:
-    """Starts a coordinator, and starts it again as long as that helps.
+    """Starts a coordinator, and restarts it as long as that helps."""
 
-    Parameters
-    ----------
-    order : Order
-        For the coordinator.
-    """
-
-    def __init__(self, order: CoordinatorOrder) -> None:
+    def __init__(self, order: CoordinatorOrder, *, restarts: int = RESTARTS, pause: float = _PAUSE) -> None:
         self._order = order
+        self._most_restarts = restarts
+        self._pause = pause  # seconds before the first restart
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = threading.Event()
-        self._over = threading.Event()
+        self._finished = threading.Event()
         self._lock = threading.RLock()  # a signal may come while it is held
-        self._restarts = 0
+        self._restarts = 0  # since the job last made progress
         self._progress: tuple[int, ...] = ()
-        self._before: dict[str, Any] | None = None
+        self._status_at_start: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def _job(self) -> JobDirectory:
+        # Not in the constructor, which a scheduler's event loop calls: a remote store takes time to open.
+        return JobDirectory(self._order.job_url)
 
     @property
-    def over(self) -> bool:
-        """Whether there is nothing left to look after."""
-        return self._over.is_set()
+    def is_finished(self) -> bool:
+        """Whether the coordinator has ended and is not restarted any more."""
+        return self._finished.is_set()
 
-    def begin(self) -> int:
-        """Start the coordinator; returns its process id.
-
-        Raises
-        ------
-        OSError
-            If no process can be started.
-        """
-        import orjson
-
-        self._before = self._status()
+    def start_coordinator(self) -> int:
+        """Start the coordinator and return its process id; raises OSError if no process can be started."""
+        with contextlib.suppress(CortexDaskError, OSError):
+            self._status_at_start = self._job.read_json("status.json")
         with self._lock:
             if self._closing.is_set():
                 raise ClusterError("the scheduler is closing")
@@ -120,7 +102,7 @@ class Watchdog:
             )
             self._process = process
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has died at once, which is seen in a moment
+        with contextlib.suppress(BrokenPipeError):  # it has died at once, which watch() will see
             process.stdin.write(orjson.dumps(self._order.to_json()) + b"\n")
             process.stdin.flush()
         if self._order.backend is None:
@@ -130,42 +112,42 @@ class Watchdog:
         return process.pid
 
     def watch(self) -> None:
-        """Look on until the job has ended, or cannot be helped."""
+        """Wait for the end of the coordinator, and restart it, until the job has ended or restarts do not help."""
         try:
             while True:
                 assert self._process is not None
                 code = self._process.wait()
                 if self._process.stdin is not None:
                     self._process.stdin.close()
-                if not self._goes_on(code):
+                if not self._should_restart(code):
                     return
                 try:
-                    self.begin()
+                    self.start_coordinator()
                 except ClusterError:
                     return
                 except OSError as error:
                     _log.warning("the coordinator of %s cannot be started: %s", self._order.job_url, error)
         finally:
-            self._over.set()
+            self._finished.set()
 
     def close(self) -> None:
-        """End the coordinator in good order, because the scheduler ends; returns when it has ended."""
+        """End the coordinator cleanly, because the scheduler ends; returns when it has ended."""
         with self._lock:
             self._closing.set()
             process = self._process
         if process is None:
             return
         if process.stdin is not None:
-            process.stdin.close()  # its lifeline
+            process.stdin.close()  # which tells it to end
         try:
-            process.wait(_END_SECONDS)
+            process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
     def interrupt(self) -> None:
-        """Have the coordinator stop in good order; it is not started again."""
+        """Have the coordinator stop cleanly; it is not restarted."""
         with self._lock:
             self._closing.set()
             if self._process is not None:
@@ -173,87 +155,51 @@ class Watchdog:
 
     # when it has ended ----------------------------------------------------------------------------------------------
 
-    def _goes_on(self, code: int) -> bool:
-        """Decide whether to start it again, and wait for the moment."""
+    def _should_restart(self, code: int) -> bool:
+        """Decide whether to restart a coordinator that ended with this exit code, and pause before the restart."""
         if code in (0, ELSEWHERE) or self._closing.is_set():
             return False
         try:
-            if self._is_final():
+            if self._has_job_ended():
                 return False
-            progress = self._measure()
+            progress = self._measure_progress()
         except (CortexDaskError, OSError) as error:
             _log.warning("the job directory %s cannot be read: %s", self._order.job_url, error)
-            progress = self._progress  # as if there were none: it may answer later
+            progress = self._progress  # as if there were none: the store may answer later
         if progress != self._progress:
             self._progress, self._restarts = progress, 0
         self._restarts += 1
-        if self._restarts > _RESTARTS:
+        if self._restarts > self._most_restarts:
             self._give_up(code)
             return False
-        pause = min(_PAUSE * 2 ** (self._restarts - 1), _LONGEST_PAUSE)
-        _log.warning(
-            "the coordinator of %s %s; it is started again in %g s", self._order.job_url, _how(code), round(pause, 1)
-        )
+        pause = min(self._pause * 2 ** (self._restarts - 1), _LONGEST_PAUSE)
+        end = _describe_exit(code)
+        _log.warning("the coordinator of %s %s; it is started again in %g s", self._order.job_url, end, round(pause, 1))
         return not self._closing.wait(pause)
 
-    def _is_final(self) -> bool:
-        from cortex_dask.io.job.status import FINAL_STATUSES
-        from cortex_dask.runtime.coordinator.heartbeat import running_elsewhere
-
-        document = self._read_status()
-        if document is None or document == self._before:
-            return False  # it has died before it could say anything
+    def _has_job_ended(self) -> bool:
+        """Return whether the job has a final status, or another coordinator."""
+        document = self._job.read_json("status.json")
+        if document is None or document == self._status_at_start:
+            return False  # the coordinator has died before it wrote a status
         return document["status"] in FINAL_STATUSES or running_elsewhere(document, "") is not None
 
-    def _measure(self) -> tuple[int, ...]:
+    def _measure_progress(self) -> tuple[int, ...]:
         """Return numbers that grow with the job."""
-        store = self._directory().store
+        store = self._job.store
         return (len(store.names("plan/")), len(store.names("ledger/")), len(store.names("delivered/")))
 
     def _give_up(self, code: int) -> None:
         reason = (
-            f"the coordinator has died {_RESTARTS + 1} times in a row without progress; the last one {_how(code)} on "
-            f"{socket.gethostname()} (the job can be resumed)"
+            f"the coordinator has died {self._restarts} times in a row without progress; the last one "
+            f"{_describe_exit(code)} on {socket.gethostname()} (the job can be resumed)"
         )
         _log.error("%s: %s", self._order.job_url, reason)
         with contextlib.suppress(CortexDaskError, OSError):
-            note_end(self._directory(), reason)
-
-    def _status(self) -> dict[str, Any] | None:
-        try:
-            return self._read_status()
-        except (CortexDaskError, OSError):
-            return None
-
-    def _read_status(self) -> dict[str, Any] | None:
-        document: dict[str, Any] | None = self._directory().read_json("status.json")
-        return document
-
-    def _directory(self) -> JobDirectory:
-        from cortex_dask.io.job.directory import JobDirectory
-
-        return JobDirectory(self._order.job_url)
+            write_failure(self._job, reason)
 
 
-def note_end(job: JobDirectory, reason: str) -> None:
-    """Write ``worker error`` as the status of a job whose coordinator cannot do it, unless it has ended by itself."""
-    from datetime import UTC, datetime
-
-    from cortex_dask.io.job.status import FINAL_STATUSES
-    from cortex_dask.runtime.coordinator.status_board import StatusBoard
-
-    document = job.read_json("status.json")
-    if document is None:
-        document = StatusBoard(job.settings()).document()
-    if document["status"] in FINAL_STATUSES:
-        return
-    ended = datetime.now(UTC).isoformat(timespec="milliseconds")
-    job.write_json(
-        "status.json", {**document, "status": "worker error", "status_reason": reason, "end_time": ended, "eta": None}
-    )
-
-
-def _how(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     try:

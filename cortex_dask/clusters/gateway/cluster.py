@@ -180,7 +180,7 @@ _PROXY_SECONDS = 30.0  # for the gateway's proxy to know a cluster that has just
 _CONNECT_SECONDS = 10.0
 _CLOSE_SECONDS = 5.0
 #: The backend of a coordinator beside the scheduler.
-BESIDE = "cortex_dask.clusters.gateway.detached:GatewayBeside"
+PARENT_SCHEDULER = "cortex_dask.clusters.gateway.detached:GatewayParentScheduler"
 #: Of the record of a cluster that the gateway has not named yet.
 _UNNAMED = "unnamed-"
 #: The variables that say whose a cluster is.
@@ -219,13 +219,13 @@ class Gateway(GatewayCluster):
 
     def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
         """Have a cluster made, and start the coordinator beside its scheduler; it ends the cluster after the job."""
-        from cortex_dask.clusters.detached.scheduler import send_off
+        from cortex_dask.clusters.detached.scheduler import send_coordinator
 
         self._job_url, self._settings, self._is_detached = job_url, settings, True
         try:
             client = self.connect()
             try:
-                send_off(client, job_url, settings, retry=retry, backend=BESIDE)
+                send_coordinator(client, job_url, settings, retry=retry, backend=PARENT_SCHEDULER)
             finally:
                 client.close(timeout=_CLOSE_SECONDS)
         except BaseException:

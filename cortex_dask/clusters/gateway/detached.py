@@ -10,7 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from cortex_dask.clusters import records
-from cortex_dask.clusters.detached.scheduler import Beside, keeper_name
+from cortex_dask.clusters.detached.scheduler import ParentScheduler, watchdog_name
 from cortex_dask.clusters.gateway import scheduler
 from cortex_dask.clusters.gateway.cluster import GatewayCluster
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 30.0
 
 
-class GatewayBeside(GatewayCluster, Beside):
+class GatewayParentScheduler(GatewayCluster, ParentScheduler):
     """A gateway's cluster, for the coordinator beside its scheduler.
 
-    Takes what :class:`~cortex_dask.clusters.detached.scheduler.Beside` takes.
+    Takes what :class:`~cortex_dask.clusters.detached.scheduler.ParentScheduler` takes.
     """
 
     _record: records.ClusterRecord | None = None
@@ -47,7 +47,7 @@ class GatewayBeside(GatewayCluster, Beside):
     def _disconnect(self) -> None:
         if self._client is not None and self._lost is None:
             with contextlib.suppress(Exception):  # what cannot be told now, the idle timeout does
-                self._client.run_on_scheduler(scheduler.release, keeper_name(self._job_url))
+                self._client.run_on_scheduler(scheduler.release, watchdog_name(self._job_url))
         super()._disconnect()
 
     def shutdown(self) -> None:

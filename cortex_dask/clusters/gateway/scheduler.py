@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _KEY = "cortex-dask"  # of the scheduler's extensions
-_KEEPER = "cortex-dask-keeper"  # the names of the plugins that keep coordinators beside the scheduler begin so
+_WATCHDOG = "cortex-dask-watchdog"  # the names of the plugins that watch coordinators on the scheduler begin so
 _PERIOD = 1.0
 _SILENT_SECONDS = 60.0  # a client that is connected sends a heartbeat every five; one whose network is gone does not
 _REFUSALS = 5  # of the gateway to end the cluster, before the scheduler ends itself
@@ -55,7 +55,7 @@ class Attendant:
         self._scheduler.idle_timeout = None
 
     def release(self, plugin: str) -> None:
-        """End the cluster as soon as this plugin of the scheduler is gone: the keeper of a coordinator beside it.
+        """End the cluster as soon as this plugin of the scheduler is gone: the watchdog of a coordinator there.
 
         It goes when its coordinator has written the job's status, which must not be ended before that.
         """
@@ -100,7 +100,7 @@ class Attendant:
         from distributed.metrics import time as now
 
         clients = self._scheduler.clients
-        kept = any(name.startswith(_KEEPER) for name in self._scheduler.plugins)  # a coordinator comes, or comes back
+        kept = any(name.startswith(_WATCHDOG) for name in self._scheduler.plugins)  # a coordinator comes, or comes back
         if kept or any(
             now() - clients[each].last_seen < _SILENT_SECONDS for each in self._coordinators if each in clients
         ):
@@ -152,5 +152,5 @@ async def resize(workers: int, dask_scheduler: Scheduler) -> None:
 
 
 async def release(plugin: str, dask_scheduler: Scheduler) -> None:
-    """Let the cluster end when a keeper's coordinator has (for ``Client.run_on_scheduler``)."""
+    """Let the cluster end when a coordinator on the scheduler has (for ``Client.run_on_scheduler``)."""
     attendant(dask_scheduler).release(plugin)

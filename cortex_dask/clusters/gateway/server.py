@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cortex_dask.clusters.gateway.options import SiteOption
 from cortex_dask.errors import ClusterError, SpecError
+from cortex_dask.runtime.timeout import call_with_timeout
 
 if TYPE_CHECKING:
     from dask_gateway.client import ClusterReport
@@ -163,14 +163,14 @@ class GatewayApi:
     # how ------------------------------------------------------------------------------------------------------------
 
     def _call(self, ask: Callable[[Any], Awaitable[_Answer]]) -> _Answer:
-        """Ask the server, in an event loop of its own: Dask's may be the one that waits, a notebook's runs already."""
+        """Ask the server, in an event loop in a thread: a notebook's loop runs already, and Dask's may be waiting."""
 
         async def work() -> _Answer:
             async with self._module.Gateway(asynchronous=True) as gateway:
                 return await asyncio.wait_for(ask(gateway), self._seconds)
 
         try:
-            answer: _Answer = _run(work)
+            answer: _Answer = call_with_timeout(lambda: asyncio.run(work()), None)
         except (ClusterError, SpecError):
             raise
         except Exception as error:
@@ -224,29 +224,6 @@ class GatewayApi:
         if status in (502, 503, 504):
             return GatewayUnreachableError(f"{where} is being restarted, or its server is down (HTTP {status})")
         return ClusterError(f"{where} answers with the HTTP status {status}: check gateway.address")
-
-
-def _run(work: Callable[[], Any]) -> Any:
-    """Run a coroutine to its end, also where this thread has an event loop that runs."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work())
-    box: list[Any] = []
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            box.append(asyncio.run(work()))
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="cortex-dask-gateway", daemon=True)
-    thread.start()
-    thread.join()
-    if raised:
-        raise raised[0]
-    return box[0]
 
 
 def _words(error: BaseException) -> str:

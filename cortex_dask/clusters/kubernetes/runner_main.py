@@ -20,6 +20,11 @@ from cortex_dask.clusters.kubernetes.options import NAMESPACE_VARIABLE
 from cortex_dask.clusters.kubernetes.runner import owner_reference
 from cortex_dask.errors import CortexDaskError, JobRunningError, StorageError
 from cortex_dask.formatting import parse_time
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.status import FINAL_STATUSES
+from cortex_dask.runtime.coordinator import coordinator
+from cortex_dask.runtime.coordinator.heartbeat import write_failure
+from cortex_dask.runtime.coordinator.status_board import StatusBoard
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 2.0  # between two attempts while another coordinator runs the job
@@ -43,8 +48,6 @@ def main() -> None:
 
 def coordinate(job_url: str, *, retry: bool = False) -> int:
     """Run a job to its end, and return the exit code."""
-    from cortex_dask.runtime.coordinator import coordinator
-
     run = coordinator.retry_failed if retry else coordinator.run_job
     while True:
         try:
@@ -61,7 +64,8 @@ def coordinate(job_url: str, *, retry: bool = False) -> int:
             return 1  # the status could not be written, so the pod is restarted
         except CortexDaskError as error:
             _log.error("%s", error)
-            _note(job_url, error)
+            with contextlib.suppress(CortexDaskError, OSError):
+                write_failure(JobDirectory(job_url), str(error))
             return 0
         else:
             _log.info("the job has ended: %s %s", document["status"], document.get("status_reason") or "")
@@ -70,10 +74,6 @@ def coordinate(job_url: str, *, retry: bool = False) -> int:
 
 def _was_stopped(job_url: str) -> bool:
     """Return whether the job was stopped after this runner was created, as it may have waited for a node for hours."""
-    from cortex_dask.io.job.directory import JobDirectory
-    from cortex_dask.io.job.status import FINAL_STATUSES
-    from cortex_dask.runtime.coordinator.status_board import StatusBoard
-
     directory = JobDirectory(job_url)
     document = directory.read_json("status.json") or {}
     request = directory.stop_request()
@@ -96,20 +96,6 @@ def _was_stopped(job_url: str) -> bool:
 def _exit_at_once(number: int, frame: FrameType | None) -> None:
     """Exit without stopping the job, unlike a coordinator at a terminal: another runner continues with the cluster."""
     os._exit(_TERMINATED)
-
-
-def _note(job_url: str, error: CortexDaskError) -> None:
-    """Write the status of a job that the coordinator could not start."""
-    from cortex_dask.io.job.directory import JobDirectory
-    from cortex_dask.io.job.status import FINAL_STATUSES
-    from cortex_dask.runtime.coordinator.status_board import StatusBoard
-
-    with contextlib.suppress(CortexDaskError, OSError):
-        job = JobDirectory(job_url)
-        if (job.read_json("status.json") or {}).get("status") not in FINAL_STATUSES:
-            board = StatusBoard(job.settings())
-            board.end("worker error", str(error))
-            job.write_json("status.json", board.document())
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import contextlib
 import time
 from collections.abc import Callable
 
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.records import Outcome
 from cortex_dask.runtime.cluster import Cluster
-from cortex_dask.runtime.coordinator.limits import STOP_CHECK, STOP_GRACE, Ended, Limits
+from cortex_dask.runtime.coordinator.limits import STOP_GRACE, Ended, Limits
+from cortex_dask.runtime.timeout import BackgroundCall
 
 
 def complete(job: JobDirectory, cluster: Cluster, limits: Limits, halt: Callable[[Exception], None]) -> bool:
@@ -41,7 +41,7 @@ def complete(job: JobDirectory, cluster: Cluster, limits: Limits, halt: Callable
     """
     if job.read_json("completed.json") is not None:
         return False
-    outcome = _run(cluster, limits, halt)
+    outcome = _call_complete(cluster, limits, halt)
     if outcome.kind == "storage":
         raise Ended("worker error", f"{outcome.message} (the job can be resumed)")
     if outcome.kind == "stopped":
@@ -55,37 +55,16 @@ def complete(job: JobDirectory, cluster: Cluster, limits: Limits, halt: Callable
     return True
 
 
-def _run(cluster: Cluster, limits: Limits, halt: Callable[[Exception], None]) -> Outcome:
-    if cluster.runs_inline:  # in the calling thread, as everything there
+def _call_complete(cluster: Cluster, limits: Limits, halt: Callable[[Exception], None]) -> Outcome:
+    if cluster.runs_inline:
         return cluster.complete()
-    answers: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answers.put(cluster.complete())
-        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
-            answers.put(error)
-
-    threading.Thread(target=run, name="cortex-dask-completion", daemon=True).start()
-    while True:
-        try:
-            return _returned(answers.get(timeout=STOP_CHECK))
-        except queue.Empty:
-            pass
-        try:
-            limits.check_end()
-        except Ended as ended:
-            halt(ended)
-            try:
-                outcome = answers.get(timeout=STOP_GRACE)
-            except queue.Empty:
-                raise ended from None
-            if isinstance(outcome, Exception) or outcome.kind != "done":
-                raise
-            return outcome
-
-
-def _returned(outcome: Outcome | Exception) -> Outcome:
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
+    call = BackgroundCall(cluster.complete)
+    try:
+        return call.result(check=limits.check_end)
+    except Ended as ended:
+        halt(ended)
+        with contextlib.suppress(Exception):
+            outcome = call.result(STOP_GRACE)
+            if outcome.kind == "done":
+                return outcome
+        raise

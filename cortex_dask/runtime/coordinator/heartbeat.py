@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import psutil
 
@@ -164,3 +165,16 @@ def running_elsewhere(document: Document | None, own_id: str) -> Document | None
         fresh = time.time() - other["heartbeat"] < HEARTBEAT_LIMIT
         return other if psutil.pid_exists(other["pid"]) and fresh else None
     return other if time.time() - other["heartbeat"] < HEARTBEAT_LIMIT else None
+
+
+def write_failure(job: JobDirectory, reason: str) -> None:
+    """Write ``worker error`` as the status of a job whose coordinator could not run, unless the job has ended."""
+    document = job.read_json("status.json")
+    if document is None:
+        document = StatusBoard(job.settings()).document()
+    if document["status"] in FINAL_STATUSES:
+        return
+    ended = datetime.now(UTC).isoformat(timespec="milliseconds")
+    job.write_json(
+        "status.json", {**document, "status": "worker error", "status_reason": reason, "end_time": ended, "eta": None}
+    )

@@ -6,11 +6,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cortex_dask.clusters.detached import watchdog
-from cortex_dask.clusters.detached.watchdog import CoordinatorOrder, Watchdog
+from cortex_dask.clusters.detached.watchdog import RESTARTS, CoordinatorOrder, Watchdog
 from tests.faults.checks import exactly_once
 from tests.faults.jobs import ROOT, FaultJob, make_job, until
 
@@ -23,11 +23,6 @@ if "import coordinate" in " ".join(sys.orig_argv):
         (deaths / str(os.getpid())).touch()
         os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-@pytest.fixture(autouse=True)
-def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -48,14 +43,14 @@ def deaths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], P
 
 
 @pytest.fixture
-def keep(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[FaultJob], tuple[Watchdog, threading.Thread]]]:
-    """Start a keeper for a job, in a thread as beside a scheduler."""
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[FaultJob], tuple[Watchdog, threading.Thread]]]:
+    """Start a watchdog for a job, in a thread as on a scheduler."""
     monkeypatch.setenv("PYTHONPATH", ROOT)
     started: list[tuple[Watchdog, threading.Thread]] = []
 
-    def start(job: FaultJob) -> tuple[Watchdog, threading.Thread]:
-        made = Watchdog(CoordinatorOrder(job.url, "local"))
-        made.begin()
+    def start(job: FaultJob, **options: Any) -> tuple[Watchdog, threading.Thread]:
+        made = Watchdog(CoordinatorOrder(job.url, "local"), pause=0.01, **options)
+        made.start_coordinator()
         watching = threading.Thread(target=made.watch)
         watching.start()
         started.append((made, watching))
@@ -71,26 +66,26 @@ def local_job(folder: Path, **options: object) -> FaultJob:
     return make_job(str(folder / "store"), folder / "marks", **options)  # type: ignore[arg-type]
 
 
-def test_it_is_started_again(tmp_path: Path, deaths: Callable, keep: Callable) -> None:
+def test_a_coordinator_that_dies_is_restarted(tmp_path: Path, deaths: Callable, watch: Callable) -> None:
     job = local_job(tmp_path)
     counted = deaths(2)
 
-    made, watching = keep(job)
+    made, watching = watch(job)
     watching.join(60)
 
-    assert made.over
+    assert made.is_finished
     assert len(list(counted.iterdir())) == 2
     exactly_once(job, status="succeeded")
 
 
-def test_it_is_not_started_again_for_ever(tmp_path: Path, deaths: Callable, keep: Callable) -> None:
+def test_restarts_without_progress_end(tmp_path: Path, deaths: Callable, watch: Callable) -> None:
     job = local_job(tmp_path)
     counted = deaths(1_000)
 
-    _, watching = keep(job)
+    _, watching = watch(job)
     watching.join(60)
 
-    assert len(list(counted.iterdir())) == watchdog._RESTARTS + 1
+    assert len(list(counted.iterdir())) == RESTARTS + 1
     document = job.status()
     assert document["status"] == "worker error"
     assert document["status_reason"].startswith("the coordinator has died 6 times in a row without progress")
@@ -100,23 +95,22 @@ def test_it_is_not_started_again_for_ever(tmp_path: Path, deaths: Callable, keep
     exactly_once(job, status="succeeded")
 
 
-def test_progress_gives_it_further_chances(tmp_path: Path, keep: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "_RESTARTS", 1)
+def test_progress_allows_further_restarts(tmp_path: Path, watch: Callable) -> None:
     bad = [number * 500 + 499 for number in range(2, 6)]  # the last row of a file, when earlier ones are committed
     # On one machine, the worker is the coordinator's own process.
     store = str(tmp_path / "store")
     job = local_job(tmp_path, files=7, fault="kill worker", bad=bad, times=1, workers=1, after_commits=store)
 
-    _, watching = keep(job)
+    _, watching = watch(job, restarts=1)
     watching.join(120)
 
     exactly_once(job, status="succeeded")
     assert len(list(job.marks.glob("struck-*"))) == len(bad)
 
 
-def test_a_job_that_is_stopped_stays_stopped(tmp_path: Path, keep: Callable) -> None:
+def test_a_job_that_is_stopped_stays_stopped(tmp_path: Path, watch: Callable) -> None:
     job = local_job(tmp_path, gate="open")
-    _, watching = keep(job)
+    _, watching = watch(job)
     until(job.calls, "a batch in hand")
 
     job.handle.stop()
@@ -126,25 +120,25 @@ def test_a_job_that_is_stopped_stays_stopped(tmp_path: Path, keep: Callable) -> 
     assert job.status()["status"] == "stopped"
 
 
-def test_it_leaves_a_job_to_whoever_has_it(tmp_path: Path, keep: Callable) -> None:
+def test_a_job_that_another_coordinator_runs_is_left_to_it(tmp_path: Path, watch: Callable) -> None:
     job = local_job(tmp_path, gate="open")
     running = threading.Thread(target=job.run)
     running.start()
     until(job.calls, "a batch in hand")
 
-    made, watching = keep(job)
+    made, watching = watch(job)
     watching.join(60)
 
-    assert made.over
+    assert made.is_finished
     assert job.status()["status"] == "running"
     job.mark("open")
     running.join()
     exactly_once(job, status="succeeded")
 
 
-def test_it_ends_its_coordinator_in_good_order(tmp_path: Path, keep: Callable) -> None:
+def test_an_interrupt_stops_the_coordinator_cleanly(tmp_path: Path, watch: Callable) -> None:
     job = local_job(tmp_path, gate="open")
-    made, watching = keep(job)
+    made, watching = watch(job)
     until(job.calls, "a batch in hand")
 
     made.interrupt()
