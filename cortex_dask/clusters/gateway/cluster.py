@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cortex_dask.clusters import dask_worker, records
 from cortex_dask.clusters.dask import DaskCluster
 from cortex_dask.clusters.gateway import scheduler
-from cortex_dask.clusters.gateway.options import Choice, Needs, choose
+from cortex_dask.clusters.gateway.options import ChosenOptions, Needs, choose_options
 from cortex_dask.clusters.gateway.server import ENDED, GatewayApi, GatewayUnreachableError
 from cortex_dask.clusters.inventory import RunningCluster
 from cortex_dask.clusters.scaling import first_workers
@@ -232,25 +232,25 @@ class Gateway(GatewayCluster):
             self.shutdown()
             raise
 
-    def _choose(self, api: GatewayApi) -> Choice:
+    def _choose(self, api: GatewayApi) -> ChosenOptions:
         """Return the options for the cluster, from what the site offers and what the job asks for."""
         asked = {key: value for key, value in self.options.items() if key not in _OWN_OPTIONS}
         names = self.settings.cluster.gateway.get("options") or {}
         if not isinstance(names, dict):
             raise SpecError(f"gateway.options in the environment is {shown(names)}; a mapping is needed")
         try:
-            choice = choose(
+            choice = choose_options(
                 api.options(), asked, needs(self.settings, self.seconds("idle_timeout", IDLE_SECONDS)), names
             )
         except SpecError as error:
             raise SpecError(f"the Dask Gateway at {api.address}: {error}") from None
         compute = self.settings.compute
         said = [f"compute.{name} is said, which no gateway knows" for name in _UNKNOWN if getattr(compute, name)]
-        for note in (*choice.notes, *said):
+        for note in (*choice.warnings, *said):
             _log.warning("%s (the Dask Gateway at %s)", note, api.address)
         return choice
 
-    def _find(self, api: GatewayApi, choice: Choice) -> str | None:
+    def _find(self, api: GatewayApi, choice: ChosenOptions) -> str | None:
         """Return the cluster that an earlier coordinator of this job has left, if it is there and is what is needed."""
         left = records.find(self._job_url)
         if left is None or (left.backend, left.where) != (self.name, api.address):
@@ -265,7 +265,7 @@ class Gateway(GatewayCluster):
         self._is_taken_over = True
         return left.name
 
-    def _create(self, api: GatewayApi, choice: Choice) -> str:
+    def _create(self, api: GatewayApi, choice: ChosenOptions) -> str:
         # The server gives the name. Until then a record without it says that there may be a cluster.
         before = self._record = self._note(f"{_UNNAMED}{self._token}")
         name = self._cluster = api.create(choice.options)

@@ -91,9 +91,9 @@ class GatewayApi:
 
         async def ask(gateway: Any) -> dict[str, SiteOption]:
             try:
-                return SiteOption.read(await gateway.cluster_options())
+                return SiteOption.read_all(await gateway.cluster_options())
             except (KeyError, TypeError, ValueError) as error:
-                plain = SiteOption.read(await gateway.cluster_options(use_local_defaults=False))
+                plain = SiteOption.read_all(await gateway.cluster_options(use_local_defaults=False))
                 from cortex_dask.clusters.gateway.options import list_options
 
                 raise SpecError(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cortex_dask.clusters.gateway.options import Needs, SiteOption, choose
+from cortex_dask.clusters.gateway.options import Needs, SiteOption, choose_options
 from cortex_dask.errors import SpecError
 
 GIB = 1 << 30
@@ -26,17 +26,17 @@ USUAL = site(CORES, MEMORY, GPUS, IMAGE, ENV)
 
 
 def test_nothing_said_is_nothing_asked() -> None:
-    choice = choose(USUAL, {}, Needs())
+    choice = choose_options(USUAL, {}, Needs())
 
     assert choice.options == {}
     assert choice.slots == 1, "as many as the site's default has cores"
-    assert choice.notes == ()
+    assert choice.warnings == ()
 
 
 def test_compute_and_handler_become_options() -> None:
     needs = Needs(cpu=2, memory=4 * GIB, gpu=1, image="mine:2", env={"A": "1"})
 
-    choice = choose(USUAL, {}, needs)
+    choice = choose_options(USUAL, {}, needs)
 
     assert choice.options == {
         "worker_cores": 2,
@@ -67,32 +67,32 @@ def test_compute_and_handler_become_options() -> None:
     ],
 )
 def test_slots(asked: dict[str, Any], needs: Needs, slots: int, options: dict[str, Any]) -> None:
-    choice = choose(USUAL, asked, needs)
+    choice = choose_options(USUAL, asked, needs)
 
     assert (choice.slots, choice.options) == (slots, options)
 
 
 def test_a_site_that_says_nothing_of_cores() -> None:
-    assert choose({}, {}, Needs()).slots is None, "a worker tells, once it is there"
-    assert choose({}, {}, Needs(cpu=2)).slots == 1
+    assert choose_options({}, {}, Needs()).slots is None, "a worker tells, once it is there"
+    assert choose_options({}, {}, Needs(cpu=2)).slots == 1
 
 
 @pytest.mark.parametrize("name", ["worker_cores", "cores", "cpus", "num_cpus"])
 def test_usual_names(name: str) -> None:
-    assert choose(site(SiteOption(name, "int", 1, low=1, high=8)), {}, Needs(cpu=2)).options == {name: 2}
+    assert choose_options(site(SiteOption(name, "int", 1, low=1, high=8)), {}, Needs(cpu=2)).options == {name: 2}
 
 
 def test_a_name_whose_kind_does_not_fit_is_something_else() -> None:
     # "environment" is the name of a conda environment at some sites
     offered = site(SiteOption("environment", "string", "base"), SiteOption("env_vars", "mapping", {}))
 
-    assert choose(offered, {}, Needs(env={"A": "1"})).options == {"env_vars": {"A": "1"}}
+    assert choose_options(offered, {}, Needs(env={"A": "1"})).options == {"env_vars": {"A": "1"}}
 
 
 def test_threads_of_their_own() -> None:
     offered = site(CORES, SiteOption("worker_threads", "int", 1, low=1))
 
-    choice = choose(offered, {}, Needs(cpu=2))
+    choice = choose_options(offered, {}, Needs(cpu=2))
 
     assert choice.options == {"worker_cores": 2, "worker_threads": 1}
     assert choice.slots == 1
@@ -104,17 +104,17 @@ def test_threads_of_their_own() -> None:
 def test_names_of_the_site() -> None:
     offered = site(SiteOption("kerne", "int", 1, low=1, high=8), SiteOption("bild", "string", ""))
 
-    choice = choose(offered, {}, Needs(cpu=2, image="mine:2"), {"cpu": "kerne", "image": "bild"})
+    choice = choose_options(offered, {}, Needs(cpu=2, image="mine:2"), {"cpu": "kerne", "image": "bild"})
 
     assert choice.options == {"kerne": 2, "bild": "mine:2"}
 
 
 def test_null_switches_a_need_off() -> None:
-    choice = choose(USUAL, {}, Needs(cpu=2, memory=GIB), {"cpu": None, "memory": None})
+    choice = choose_options(USUAL, {}, Needs(cpu=2, memory=GIB), {"cpu": None, "memory": None})
 
     assert choice.options == {}
-    assert len(choice.notes) == 1
-    assert "compute.mem" in choice.notes[0]
+    assert len(choice.warnings) == 1
+    assert "compute.mem" in choice.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -130,16 +130,16 @@ def test_null_switches_a_need_off() -> None:
 )
 def test_mistakes_in_the_configured_names(names: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        choose(USUAL, {}, Needs(cpu=1, memory=GIB), names)
+        choose_options(USUAL, {}, Needs(cpu=1, memory=GIB), names)
 
 
 def test_gpus_that_a_site_has_no_option_for() -> None:
     # Splits wait for workers that say that they have some, unless the environment says that all of them do.
-    assert not choose(site(CORES), {}, Needs(gpu=1)).has_gpus
-    assert choose(USUAL, {}, Needs(gpu=1)).has_gpus
-    trusted = choose(site(CORES), {}, Needs(gpu=0.5), {"gpu": None})
-    assert (trusted.has_gpus, trusted.slots, trusted.notes) == (True, 2, ())
-    assert not choose(USUAL, {}, Needs()).has_gpus
+    assert not choose_options(site(CORES), {}, Needs(gpu=1)).has_gpus
+    assert choose_options(USUAL, {}, Needs(gpu=1)).has_gpus
+    trusted = choose_options(site(CORES), {}, Needs(gpu=0.5), {"gpu": None})
+    assert (trusted.has_gpus, trusted.slots, trusted.warnings) == (True, 2, ())
+    assert not choose_options(USUAL, {}, Needs()).has_gpus
 
 
 # units --------------------------------------------------------------------------------------------------------------
@@ -168,14 +168,14 @@ def test_gpus_that_a_site_has_no_option_for() -> None:
 def test_memory(option: SiteOption, unit: str | None, value: Any) -> None:
     names = {} if unit is None else {"memory": {"option": option.name, "unit": unit}}
 
-    assert choose(site(option), {}, Needs(memory=3 * GIB), names).options == {option.name: value}
+    assert choose_options(site(option), {}, Needs(memory=3 * GIB), names).options == {option.name: value}
 
 
 def test_a_unit_that_cannot_be_told_is_asked_for() -> None:
     offered = site(SiteOption("memory", "int", 2048))
 
     with pytest.raises(SpecError, match="does not say its unit, and its default 2048 is neither GiB nor bytes"):
-        choose(offered, {}, Needs(memory=GIB))
+        choose_options(offered, {}, Needs(memory=GIB))
 
 
 @pytest.mark.parametrize(
@@ -188,13 +188,13 @@ def test_a_unit_that_cannot_be_told_is_asked_for() -> None:
     ],
 )
 def test_idle_timeout(option: SiteOption, value: float) -> None:
-    assert choose(site(option), {}, Needs(idle_timeout=90)).options == {"idle_timeout": value}
+    assert choose_options(site(option), {}, Needs(idle_timeout=90)).options == {"idle_timeout": value}
 
 
 def test_gpus_as_a_switch_or_a_choice() -> None:
-    assert choose(site(SiteOption("gpu", "bool", default=False)), {}, Needs(gpu=1)).options == {"gpu": True}
+    assert choose_options(site(SiteOption("gpu", "bool", default=False)), {}, Needs(gpu=1)).options == {"gpu": True}
     offered = site(SiteOption("gpu", "select", "0", choices=("0", "1", "4")))
-    assert choose(offered, {}, Needs(gpu=2)).options == {"gpu": "4"}
+    assert choose_options(offered, {}, Needs(gpu=2)).options == {"gpu": "4"}
 
 
 # what is asked for by name ------------------------------------------------------------------------------------------
@@ -210,19 +210,19 @@ def test_values_of_the_command_line_are_json_where_they_can_be() -> None:
     )
 
     asked = {"profile": 7, "size": 2, "spot": "true", "worker_memory": "8", "worker_cores": 2.0}
-    options = choose(offered, asked, Needs()).options
+    options = choose_options(offered, asked, Needs()).options
 
     assert options == {"profile": "7", "size": "2", "spot": True, "worker_memory": 8.0, "worker_cores": 2}
 
 
 def test_a_quantity_of_memory() -> None:
-    assert choose(USUAL, {"worker_memory": "8Gi"}, Needs()).options == {"worker_memory": 8.0}
+    assert choose_options(USUAL, {"worker_memory": "8Gi"}, Needs()).options == {"worker_memory": 8.0}
 
 
 def test_variables_that_were_asked_for_win_over_those_that_follow() -> None:
     asked = {"environment": {"A": "asked"}}
 
-    assert choose(USUAL, asked, Needs(env={"A": "follows", "B": "2"})).options == {
+    assert choose_options(USUAL, asked, Needs(env={"A": "follows", "B": "2"})).options == {
         "environment": {"A": "asked", "B": "2"}
     }
 
@@ -230,7 +230,7 @@ def test_variables_that_were_asked_for_win_over_those_that_follow() -> None:
 def test_variables_that_the_site_sets_by_default_are_kept() -> None:
     offered = site(SiteOption("environment", "mapping", {"SITE": "1"}))
 
-    assert choose(offered, {}, Needs(env={"B": "2"})).options == {"environment": {"SITE": "1", "B": "2"}}
+    assert choose_options(offered, {}, Needs(env={"B": "2"})).options == {"environment": {"SITE": "1", "B": "2"}}
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_variables_that_the_site_sets_by_default_are_kept() -> None:
 )
 def test_mistakes_in_what_is_asked_for(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        choose(USUAL, asked, Needs())
+        choose_options(USUAL, asked, Needs())
 
 
 @pytest.mark.parametrize(
@@ -264,24 +264,24 @@ def test_mistakes_in_what_is_asked_for(asked: dict[str, Any], message: str) -> N
 )
 def test_needs_that_the_site_refuses(needs: Needs, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        choose(USUAL, {}, needs)
+        choose_options(USUAL, {}, needs)
 
 
 def test_an_image_that_is_none_of_the_choices() -> None:
     offered = site(SiteOption("image", "select", "a", choices=("a", "b")))
 
     with pytest.raises(SpecError, match=r"handler\.image: found 'mine:2', but .* allows one of a, b"):
-        choose(offered, {}, Needs(image="mine:2"))
+        choose_options(offered, {}, Needs(image="mine:2"))
 
 
 def test_what_the_site_has_no_option_for_is_noted() -> None:
-    choice = choose(site(CORES), {}, Needs(cpu=1, memory=GIB, gpu=1, image="mine:2", env={"A": "1"}))
+    choice = choose_options(site(CORES), {}, Needs(cpu=1, memory=GIB, gpu=1, image="mine:2", env={"A": "1"}))
 
     assert choice.options == {"worker_cores": 1}
-    assert [note.split(" is")[0] for note in choice.notes] == ["compute.mem", "compute.gpu", "handler.image"]
-    assert "it has worker_cores (a whole number from 1 to 4)" in choice.notes[0]
+    assert [warning.split(" is")[0] for warning in choice.warnings] == ["compute.mem", "compute.gpu", "handler.image"]
+    assert "it has worker_cores (a whole number from 1 to 4)" in choice.warnings[0]
 
 
 def test_a_site_without_options() -> None:
     with pytest.raises(SpecError, match="no option worker_cores; it has no options at all"):
-        choose({}, {"worker_cores": 1}, Needs())
+        choose_options({}, {"worker_cores": 1}, Needs())
