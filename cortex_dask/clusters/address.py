@@ -92,7 +92,7 @@ class Address(DaskCluster):
         except ClusterError as error:
             raise ConnectionError(str(error)) from error  # nothing final: it may be starting
 
-    def trouble(self) -> str | None:
+    def explain_missing_workers(self) -> str | None:
         """Return what its workers lack, and how to start some."""
         gpu = self.settings.compute.gpu
         with contextlib.suppress(Exception):

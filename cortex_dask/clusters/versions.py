@@ -40,7 +40,6 @@ from cortex_dask.runtime.timeout import call_with_timeout
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Findings", "Host", "Scout", "check", "compare", "expected", "report", "unfit"]
 
 _log = logging.getLogger(__name__)
 
@@ -245,8 +244,8 @@ def _trouble(job_url: str) -> str | None:
 # for workers that come later ------------------------------------------------------------------------------------------
 
 
-def expected(settings: JobSettings) -> dict[str, str | None]:
-    """Return what a split says about the versions that it needs, for :func:`unfit`."""
+def needed_versions(settings: JobSettings) -> dict[str, str | None]:
+    """Return what a split says about the versions that it needs, for :func:`own_mismatch`."""
     return {
         "cortex_dask": __version__,
         "distributed": _installed("distributed"),
@@ -254,20 +253,20 @@ def expected(settings: JobSettings) -> dict[str, str | None]:
     }
 
 
-def unfit(needed: Mapping[str, str | None]) -> str | None:
+def own_mismatch(needed: Mapping[str, str | None]) -> str | None:
     """Return why this process, a worker that may have come in the middle of the job, cannot run its splits."""
     own = here()
     for name in ("cortex_dask", "distributed"):
         wanted = needed.get(name)
         if wanted is not None and _breaks(name, "worker", own[name], wanted, by_value=False):
-            return _misfit(name, own[name], wanted)
+            return _mismatch(name, own[name], wanted)
     pickled_by = needed.get("pickled_by")
     if pickled_by is not None and _breaks("python", "worker", own["python"], pickled_by, by_value=True):
-        return _misfit("python", own["python"], pickled_by)
+        return _mismatch("python", own["python"], pickled_by)
     return None
 
 
-def _misfit(name: str, value: str | None, wanted: str) -> str:
+def _mismatch(name: str, value: str | None, wanted: str) -> str:
     return (
         f"a worker on {socket.gethostname()} has {name} {value or '(missing)'}, and the job needs {wanted}: start "
         "workers with the same environment, or the same image, as the coordinator's; the job can be resumed"

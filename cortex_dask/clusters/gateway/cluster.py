@@ -76,8 +76,8 @@ class GatewayCluster(DaskCluster):
         self.threads_per_worker = self._slots or 1
         self._hold(client)
 
-    def _enter(self, client: Client) -> None:
-        super()._enter(client)
+    def _use_client(self, client: Client) -> None:
+        super()._use_client(client)
         if self._is_taken_over:
             # What an earlier coordinator had sent occupies threads that the scheduler takes for free.
             self._on_all_workers(_SWEEP_SECONDS, dask_worker.close_job, self._job_url)
@@ -107,7 +107,7 @@ class GatewayCluster(DaskCluster):
             workers = -(-workers * self.threads_per_worker // self._slots)
         self.client.run_on_scheduler(scheduler.resize, workers)
 
-    def _count(self) -> dict[str, int]:
+    def _count_slots(self) -> dict[str, int]:
         """Return the slots of each worker: by its GPUs where it says how many it has, else as its options make them."""
         threads: dict[str, int] = dict(self.client.nthreads())
         if self._lease is not None and self._lease.cancelled():  # the connection was lost, and is there again
@@ -117,7 +117,7 @@ class GatewayCluster(DaskCluster):
             self.has_resources = not self._has_gpus or any("GPU" in worker["resources"] for worker in workers)
             if self.has_resources:
                 self._spare = False
-                return super()._count()
+                return super()._count_slots()
         if self._slots is None and threads:
             self._slots = min(threads.values())
             self.resize(first_workers(self.settings, self.threads_per_worker))
@@ -151,7 +151,7 @@ class GatewayCluster(DaskCluster):
         self._placed[worker] -= 1
         done(outcome)
 
-    def trouble(self) -> str | None:
+    def explain_missing_workers(self) -> str | None:
         """Return why there are no workers, as far as can be told without the gateway."""
         gpu = self.settings.compute.gpu
         with contextlib.suppress(Exception):  # the scheduler may be gone as well
@@ -354,7 +354,7 @@ class Gateway(GatewayCluster):
         self._attend(client)
         return client
 
-    def trouble(self) -> str | None:
+    def explain_missing_workers(self) -> str | None:
         """Return why there are no workers, as far as the gateway tells."""
         if self._api is None or self._cluster is None:
             return None
@@ -364,7 +364,7 @@ class Gateway(GatewayCluster):
             return str(error)
         if report is None or report.status.name in ENDED:
             return self._end_reason()
-        said = super().trouble()
+        said = super().explain_missing_workers()
         return f"{said} (the cluster {self._cluster} of the Dask Gateway at {self._api.address})"
 
     def _end_reason(self) -> str:

@@ -150,10 +150,10 @@ class Kubernetes(DaskCluster):
             self.client.retire_workers(workers=idle, close_workers=False, remove=False)
         self._cluster.remove_workers(chosen)
 
-    def _is_short(self, splits_left: int) -> bool:
+    def _lacks_workers(self) -> bool:
         return len(self._threads) < self._requested
 
-    def trouble(self) -> str | None:
+    def explain_missing_workers(self) -> str | None:
         """Return why there are no workers: what Kubernetes says about their pods."""
         if self._cluster is None:
             return None

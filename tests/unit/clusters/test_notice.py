@@ -8,80 +8,78 @@ from typing import Any
 
 import pytest
 
-from cortex_dask.clusters import dask
-from cortex_dask.clusters.dask import Notice
+from cortex_dask.clusters.notice import ClusterNotice
 from cortex_dask.display import PlainDisplay
+from tests.faults.jobs import until
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask, "_PATIENCE", 0.0)
-
-
-class Trouble:
-    """A cluster that says what it is told to say; an exception is raised."""
+class Explain:
+    """A cluster that gives an answer; an exception is raised."""
 
     def __init__(self, answer: str | Exception | None) -> None:
         self.answer = answer
-        self.asked = threading.Semaphore(0)
+        self.calls = 0
+        self.called = threading.Event()
 
     def __call__(self) -> str | None:
-        self.asked.release()
+        self.calls += 1
+        self.called.set()
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
 
-def looked(trouble: Trouble, *, is_missing: bool = True) -> Notice:
-    made = Notice(trouble)
-    made.look(is_missing=is_missing)
-    if made._thread is not None:
-        made._thread.join(10)
-    return made
-
-
 def test_a_reason_is_told_while_workers_are_missing() -> None:
-    made = looked(Trouble("no node takes its pods"))
-    assert made.text == "waiting for workers: no node takes its pods"
+    notice = ClusterNotice(Explain("no node takes its pods"), patience=0.0)
 
-    made.look(is_missing=False)
+    notice.update(is_missing=True)
 
-    assert made.text == ""
+    until(lambda: notice.text == "waiting for workers: no node takes its pods", "the answer")
+    notice.update(is_missing=False)
+    assert notice.text == ""
 
 
 def test_a_cluster_is_not_asked_all_the_time() -> None:
-    trouble = Trouble("no room")
-    made = looked(trouble)
+    explain = Explain("no room")
+    notice = ClusterNotice(explain, patience=0.0)
+    notice.update(is_missing=True)
+    until(lambda: notice.text, "the answer")
 
     for _ in range(5):
-        made.look(is_missing=True)
+        notice.update(is_missing=True)
 
-    assert trouble.asked.acquire(blocking=False)
-    assert not trouble.asked.acquire(blocking=False)
+    assert explain.calls == 1
 
 
 @pytest.mark.parametrize("answer", [None, OSError("the API server is away")])
 def test_where_no_reason_is_known_nothing_is_told(answer: Any) -> None:
-    assert looked(Trouble(answer)).text == ""
+    explain = Explain(answer)
+    notice = ClusterNotice(explain, patience=0.0)
+
+    notice.update(is_missing=True)
+
+    assert explain.called.wait(10)
+    assert notice.text == ""
 
 
-def test_patience_with_workers_that_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask, "_PATIENCE", 1000.0)
-    trouble = Trouble("they start")
+def test_workers_that_come_soon_are_waited_for_in_silence() -> None:
+    explain = Explain("they start")
+    notice = ClusterNotice(explain, patience=1000.0)
 
-    assert looked(trouble).text == ""
-    assert not trouble.asked.acquire(blocking=False)
+    notice.update(is_missing=True)
+
+    assert (notice.text, explain.calls) == ("", 0)
 
 
 def test_nothing_is_asked_where_nothing_is_missing() -> None:
-    trouble = Trouble("no room")
+    explain = Explain("no room")
 
-    looked(trouble, is_missing=False)
+    ClusterNotice(explain, patience=0.0).update(is_missing=False)
 
-    assert not trouble.asked.acquire(blocking=False)
+    assert explain.calls == 0
 
 
-def test_people_read_it_once() -> None:
+def test_a_display_shows_it_once() -> None:
     stream = io.StringIO()
     display = PlainDisplay(stream, clock=lambda: 0.0)
     status = {"api_name": "demo", "status": "running", "total_batch_count": 4, "batches_done": 0}

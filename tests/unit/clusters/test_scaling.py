@@ -41,12 +41,12 @@ def test_sizes_go_up_at_once_and_down_with_pauses() -> None:
     asked: queue.Queue[int] = queue.Queue()
     scaling = Scaling(settings(8, 0), 1, asked.put)
     try:
-        scaling.want(100)
+        scaling.update(100)
         assert asked.get(timeout=10) == 8
-        scaling.want(5)
+        scaling.update(5)
         assert asked.get(timeout=10) == 5
-        scaling.want(4)  # not yet: it was lowered a moment ago
-        scaling.want(7)
+        scaling.update(4)  # not yet: it was lowered a moment ago
+        scaling.update(7)
         assert asked.get(timeout=10) == 7
         assert asked.empty()
     finally:
@@ -66,7 +66,7 @@ def test_a_cluster_that_refuses_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
 
     scaling = Scaling(settings(3, 0), 1, scale)
     try:
-        scaling.want(2)
+        scaling.update(2)
         assert taken.wait(10)
         assert asked == [2, 2]
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cortex_dask.clusters.versions import Host, compare, expected, here, table, unfit
+from cortex_dask.clusters.versions import Host, compare, here, needed_versions, own_mismatch, table
 from cortex_dask.io.job.settings import HandlerSettings, JobSettings
 from cortex_dask.io.job.splits import DatasetInput
 
@@ -115,11 +115,11 @@ def settings(kind: str, **extra: str) -> JobSettings:
 
 
 def test_a_worker_like_this_process_is_fit() -> None:
-    assert unfit(expected(settings("project"))) is None
+    assert own_mismatch(needed_versions(settings("project"))) is None
     python = here()["python"]
     assert python is not None
-    assert unfit(expected(settings("class", python=python.rpartition(".")[0]))) is None
-    assert unfit(expected(settings("class"))) is None
+    assert own_mismatch(needed_versions(settings("class", python=python.rpartition(".")[0]))) is None
+    assert own_mismatch(needed_versions(settings("class"))) is None
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_a_worker_like_this_process_is_fit() -> None:
     [
         ({"cortex_dask": "99.0"}, "and the job needs 99.0"),
         ({"distributed": "2020.1.0"}, "has distributed 20"),
-        (expected(settings("class", python="2.7")), "has python 3."),
+        (needed_versions(settings("class", python="2.7")), "has python 3."),
     ],
 )
 def test_a_worker_that_comes_later_says_why_it_is_unfit(needed: dict[str, str | None], said: str) -> None:
-    reason = unfit(needed)
+    reason = own_mismatch(needed)
     assert reason is not None
     assert said in reason
     assert "can be resumed" in reason
