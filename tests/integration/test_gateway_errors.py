@@ -128,7 +128,7 @@ def test_the_package_is_missing(submit: Submit, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_proxy_is_elsewhere(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_PROXY_SECONDS", 1.0)
+    monkeypatch.setattr(cluster, "PROXY_SECONDS", 1.0)
     with (
         dask.config.set({"gateway.proxy-address": "gateway://127.0.0.1:9"}),
         pytest.raises(ClusterError, match=r"proxy at gateway://127\.0\.0\.1:9 does not lead .* gateway.proxy-addr"),

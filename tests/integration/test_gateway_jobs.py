@@ -251,7 +251,7 @@ def test_idle_workers_go_and_busy_ones_stay(gateway_server: GatewayServer, tmp_p
         report = api.report(name)
         assert report is not None
         with Client(report.scheduler_address, security=report.security, set_as_default=False) as client:
-            client.run_on_scheduler(scheduler.attend, client.id, 60, {})
+            client.run_on_scheduler(scheduler.add_coordinator, client.id, 60, None)
             client.run_on_scheduler(scheduler.resize, 3)
             client.wait_for_workers(3, timeout=60)
             mark = tmp_path / "go on"

@@ -1,7 +1,7 @@
-"""The coordinator of a detached job, on the host of its cluster's scheduler: it ends the cluster when the job is over.
+"""A gateway's cluster as a detached coordinator on its scheduler's host sees it.
 
-It has the cluster's own credentials, and none of the user's, so it cannot ask the gateway's server anything. What it
-wants, the scheduler tells the gateway.
+The coordinator has the credentials of the cluster and not those of the user, so it cannot send requests to the
+gateway's server. The scheduler does so in its place.
 """
 
 from __future__ import annotations
@@ -21,23 +21,20 @@ _CONNECT_SECONDS = 30.0
 
 
 class GatewayParentScheduler(GatewayCluster, ParentScheduler):
-    """A gateway's cluster, for the coordinator beside its scheduler.
-
-    Takes what :class:`~cortex_dask.clusters.detached.scheduler.ParentScheduler` takes.
-    """
+    """A gateway's cluster, for a coordinator on the host of its scheduler."""
 
     _record: records.ClusterRecord | None = None
 
     def connect(self) -> Client:
-        """Connect to the scheduler, and answer for the cluster from now on."""
+        """Connect to the scheduler, and record the cluster as this coordinator's."""
         client = self._connect(self.seconds("connect_timeout", _CONNECT_SECONDS))
         try:
-            self._attend(client)
-            left = records.find(self._job_url)
-            if left is not None and left.backend == self.name:
-                self._record = records.keep(self._job_url, self.name, left.name, left.where, is_detached=True)
+            self._register(client)
+            record = records.find(self._job_url)
+            if record is not None and record.backend == self.name:
+                self._record = records.keep(self._job_url, self.name, record.name, record.where, is_detached=True)
             self._is_taken_over = True
-            # It may take the place of one that had let workers go, or had died before it asked for any.
+            # An earlier coordinator may have removed workers, or died before it requested any.
             client.run_on_scheduler(scheduler.resize, self._first_workers)
         except BaseException:
             client.close(timeout=5)
@@ -46,11 +43,11 @@ class GatewayParentScheduler(GatewayCluster, ParentScheduler):
 
     def _disconnect(self) -> None:
         if self._client is not None and self._lost is None:
-            with contextlib.suppress(Exception):  # what cannot be told now, the idle timeout does
-                self._client.run_on_scheduler(scheduler.release, watchdog_name(self._job_url))
+            with contextlib.suppress(Exception):  # else the idle timeout closes the cluster
+                self._client.run_on_scheduler(scheduler.close_after, watchdog_name(self._job_url))
         super()._disconnect()
 
     def shutdown(self) -> None:
-        """Forget the cluster; it ends when this process has."""
+        """Drop the record of the cluster, which is closed when this process has ended."""
         if self._record is not None:
             records.drop(self._record)

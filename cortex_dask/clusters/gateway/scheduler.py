@@ -1,8 +1,8 @@
-"""What runs on the scheduler of a gateway's cluster: it lets idle workers go, and ends a cluster that nobody uses.
+"""The agent on the scheduler of a gateway's cluster: closes idle workers only, and an unused cluster.
 
-A gateway knows how many workers a cluster shall have, and asks Dask which ones to close; Dask closes busy ones as well
-when there are not enough idle ones. And not every site ends clusters whose users have vanished. An :class:`Attendant`,
-which the client puts beside the scheduler, does both as a job needs it, whatever becomes of the client.
+A gateway is given the number of workers, and has Dask choose which ones to close; Dask closes busy ones as well if
+there are not enough idle ones. And not every site closes clusters whose users have vanished. A :class:`SchedulerAgent`
+does both as a job needs it, even after its client is gone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,67 +21,71 @@ _log = logging.getLogger(__name__)
 _KEY = "cortex-dask"  # of the scheduler's extensions
 _WATCHDOG = "cortex-dask-watchdog"  # the names of the plugins that watch coordinators on the scheduler begin so
 _PERIOD = 1.0
-_SILENT_SECONDS = 60.0  # a client that is connected sends a heartbeat every five; one whose network is gone does not
-_REFUSALS = 5  # of the gateway to end the cluster, before the scheduler ends itself
-_REFUSED_SECONDS = 10.0
+_SILENT_SECONDS = 60.0  # a connected client sends a heartbeat every five; one without a network does not
+_SHUTDOWN_ATTEMPTS = 5  # through the gateway, before the scheduler closes itself
+_SHUTDOWN_PAUSE = 10.0
 
 
-class Attendant:
-    """Looks after one cluster, on its scheduler's event loop.
+@dataclass(frozen=True, slots=True)
+class WorkerSlots:
+    """What later coordinators of a cluster have to know of its workers."""
 
-    Parameters
-    ----------
-    scheduler : Scheduler
-        The scheduler.
-    """
+    slots: int | None = None  # of each worker; None: as many as its threads
+    has_gpus: bool = False  # even if the workers do not report them
+
+
+class SchedulerAgent:
+    """Resizes and closes one cluster, on its scheduler's event loop."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._coordinators: set[str] = set()
         self._idle_timeout: float | None = None
         self._target: int | None = None
-        self._awaited: str | None = None  # the scheduler's plugin whose end is that of the cluster
-        self.facts: dict[str, Any] = {}
+        self._watchdog: str | None = None  # the cluster is closed as soon as this plugin of the scheduler is gone
+        self._workers = WorkerSlots()
         self._last_used = time.monotonic()
-        self._task = asyncio.ensure_future(self._run())
+        self._task = asyncio.ensure_future(self._maintain())
 
-    def follow(self, client_id: str, idle_timeout: float) -> None:
-        """Keep the cluster as long as this client lives, and some seconds more."""
+    def add_coordinator(self, client_id: str, idle_timeout: float, workers: WorkerSlots | None) -> WorkerSlots:
+        """Keep the cluster until this client has been gone for so many seconds; return what is known of its workers."""
         self._coordinators.add(client_id)
         self._idle_timeout = idle_timeout
-        self._awaited = None
+        self._watchdog = None
         self._last_used = time.monotonic()
-        # Dask's own limit, from the variables that the cluster was made with, was for the time until now. It does not
-        # know of coordinators: it would end the cluster of one that plans, or publishes, for longer.
+        # Dask's own limit, from the variables that the cluster was created with, was for the time until now. It does
+        # not count coordinators, so it would close the cluster of one that plans, or publishes, for longer.
         self._scheduler.idle_timeout = None
+        self._workers = workers or self._workers
+        return self._workers
 
-    def release(self, plugin: str) -> None:
-        """End the cluster as soon as this plugin of the scheduler is gone: the watchdog of a coordinator there.
+    def close_after(self, watchdog: str) -> None:
+        """Close the cluster as soon as this plugin of the scheduler is gone, the watchdog of a coordinator there.
 
-        It goes when its coordinator has written the job's status, which must not be ended before that.
+        It goes when its coordinator has written the job's status, and the cluster must not be closed before that.
         """
-        self._awaited = plugin
+        self._watchdog = watchdog
 
     async def resize(self, workers: int) -> None:
-        """Have so many workers: more as soon as the gateway can, fewer when they are idle."""
+        """Scale to so many workers: up as soon as the gateway can, down when workers are idle."""
         self._target = workers
-        await self._approach()
+        await self._approach_target()
 
-    # on its own -----------------------------------------------------------------------------------------------------
+    # by itself ------------------------------------------------------------------------------------------------------
 
-    async def _run(self) -> None:
+    async def _maintain(self) -> None:
         while True:
             await asyncio.sleep(_PERIOD)
             try:
-                await self._approach()
-                if self._is_released() or self._is_abandoned():
-                    await self.end()
+                await self._approach_target()
+                if self._is_finished() or self._is_unused():
+                    await self._close()
                     return
-            except Exception:  # noqa: BLE001 - the next time may be better, and nobody else looks
+            except Exception:  # noqa: BLE001 - the next time may succeed
                 _log.exception("the cluster could not be looked after")
 
-    async def _approach(self) -> None:
-        """Ask for the number of workers that comes closest to the wanted one without closing a busy one."""
+    async def _approach_target(self) -> None:
+        """Scale as far as possible without closing a busy worker."""
         if self._target is None:
             return
         service = self._scheduler.services["gateway"]
@@ -89,20 +94,23 @@ class Attendant:
         if count != service.count:
             await service.scale(count)
         if count == self._target:
-            self._target = None  # from now on others may ask for another size, an administrator for instance
+            self._target = None  # from now on others may set another size, an administrator for instance
 
-    def _is_released(self) -> bool:
-        return self._awaited is not None and self._awaited not in self._scheduler.plugins
+    def _is_finished(self) -> bool:
+        return self._watchdog is not None and self._watchdog not in self._scheduler.plugins
 
-    def _is_abandoned(self) -> bool:
+    def _is_unused(self) -> bool:
         if self._idle_timeout is None:
             return False
         from distributed.metrics import time as now
 
         clients = self._scheduler.clients
-        kept = any(name.startswith(_WATCHDOG) for name in self._scheduler.plugins)  # a coordinator comes, or comes back
-        if kept or any(
-            now() - clients[each].last_seen < _SILENT_SECONDS for each in self._coordinators if each in clients
+        # A watchdog starts a coordinator, or restarts it.
+        has_watchdog = any(name.startswith(_WATCHDOG) for name in self._scheduler.plugins)
+        if has_watchdog or any(
+            now() - clients[client_id].last_seen < _SILENT_SECONDS
+            for client_id in self._coordinators
+            if client_id in clients
         ):
             self._last_used = time.monotonic()
         if time.monotonic() - self._last_used < self._idle_timeout:
@@ -110,47 +118,43 @@ class Attendant:
         _log.warning("no coordinator for %.0f s: the cluster ends", self._idle_timeout)
         return True
 
-    async def end(self) -> None:
-        """End the cluster: by the gateway, or, where that cannot be reached, by ending the scheduler."""
+    async def _close(self) -> None:
+        """Close the cluster through the gateway or, if that cannot be reached, by closing the scheduler."""
         service: Any = self._scheduler.services.get("gateway")
-        for _ in range(_REFUSALS if service is not None else 0):
+        for _ in range(_SHUTDOWN_ATTEMPTS if service is not None else 0):
             try:
                 await service.gateway.shutdown()
                 return
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again and then done without
+            except Exception as error:  # noqa: BLE001 - it is repeated, and then done without the gateway
                 _log.warning("the gateway does not end the cluster: %s", error)
-                await asyncio.sleep(_REFUSED_SECONDS)
+                await asyncio.sleep(_SHUTDOWN_PAUSE)
         await self._scheduler.close()
 
 
-def attendant(scheduler: Scheduler) -> Attendant:
-    """Return the attendant of this scheduler, the same for all coordinators."""
-    extensions: dict[str, Any] = scheduler.extensions
-    found: Attendant | None = extensions.get(_KEY)
-    if found is None:
-        found = extensions[_KEY] = Attendant(scheduler)
-    return found
+# for Client.run_on_scheduler ------------------------------------------------------------------------------------------
 
 
-async def attend(
-    client_id: str, idle_timeout: float, facts: dict[str, Any] | None, dask_scheduler: Scheduler
-) -> dict[str, Any]:
-    """Let the cluster end when this client is gone for so many seconds (for ``Client.run_on_scheduler``).
-
-    Returns what the first coordinator of the cluster has told about it.
-    """
-    found = attendant(dask_scheduler)
-    found.follow(client_id, idle_timeout)
-    if facts is not None:
-        found.facts = facts
-    return found.facts
+async def add_coordinator(
+    client_id: str, idle_timeout: float, workers: WorkerSlots | None, dask_scheduler: Scheduler
+) -> WorkerSlots:
+    """Close the cluster when this client has been gone for so many seconds; return what is known of its workers."""
+    return _agent(dask_scheduler).add_coordinator(client_id, idle_timeout, workers)
 
 
 async def resize(workers: int, dask_scheduler: Scheduler) -> None:
-    """Let the cluster have so many workers (for ``Client.run_on_scheduler``)."""
-    await attendant(dask_scheduler).resize(workers)
+    """Scale the cluster to so many workers, without closing a busy one."""
+    await _agent(dask_scheduler).resize(workers)
 
 
-async def release(plugin: str, dask_scheduler: Scheduler) -> None:
-    """Let the cluster end when a coordinator on the scheduler has (for ``Client.run_on_scheduler``)."""
-    attendant(dask_scheduler).release(plugin)
+async def close_after(watchdog: str, dask_scheduler: Scheduler) -> None:
+    """Close the cluster when this watchdog's coordinator has ended."""
+    _agent(dask_scheduler).close_after(watchdog)
+
+
+def _agent(scheduler: Scheduler) -> SchedulerAgent:
+    """Return the agent on this scheduler, one for all coordinators."""
+    extensions: dict[str, Any] = scheduler.extensions
+    found: SchedulerAgent | None = extensions.get(_KEY)
+    if found is None:
+        found = extensions[_KEY] = SchedulerAgent(scheduler)
+    return found

@@ -1,4 +1,4 @@
-"""The server of a Dask Gateway, by its own client library: each call has a deadline, and each error is a sentence.
+"""The server of a Dask Gateway, through its own client library, with deadlines and errors as sentences.
 
 Address and authentication are those of Dask's configuration, under ``gateway:``, as ``dask_gateway`` reads them: basic,
 Kerberos, and JupyterHub with the token of the environment.
@@ -8,42 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import re
+import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cortex_dask.clusters.gateway.options import SiteOption
+from cortex_dask.clusters.gateway.options import SiteOption, list_options
 from cortex_dask.errors import ClusterError, SpecError
 from cortex_dask.runtime.timeout import call_with_timeout
 
 if TYPE_CHECKING:
     from dask_gateway.client import ClusterReport
 
-#: The states of a cluster that does not come back.
+#: The final states of a cluster.
 ENDED = ("FAILED", "STOPPED", "STOPPING")
 
-_ANSWER_SECONDS = 30.0  # creating a cluster writes to a database, and all else is quicker
+_ANSWER_SECONDS = 30.0  # the slowest request creates a cluster, which is a write to a database
 _SECRET = re.compile(r"(?<=://)[^/@\s]*@")
 
 _Answer = TypeVar("_Answer")
 
 
 class GatewayUnreachableError(ClusterError):
-    """The gateway's server does not answer now; it may later, for clusters outlive a restart of it."""
+    """The gateway's server does not answer now; it may later, as clusters outlive a restart of it."""
 
 
 class GatewayApi:
-    """The clusters of one user of a gateway.
-
-    Parameters
-    ----------
-    seconds : float
-        How long to wait for an answer.
-
-    Raises
-    ------
-    SpecError
-        If ``dask_gateway`` is not installed, or Dask's configuration names no gateway.
-    """
+    """The clusters of one user of a gateway; SpecError if ``dask_gateway`` or the gateway's address is missing."""
 
     def __init__(self, seconds: float = _ANSWER_SECONDS) -> None:
         try:
@@ -54,8 +44,8 @@ class GatewayApi:
             ) from None
         import dask
 
-        # Its import adds defaults to the configuration. Those that it adds within ``with dask.config.set(gateway=…)``
-        # are gone when that is left, and it is imported only once.
+        # Its import adds defaults to the configuration, once. Those that it adds within ``with dask.config.set(…)`` are
+        # lost at the end of that block.
         for defaults in dask.config.defaults:
             if "gateway" in defaults:
                 dask.config.update(dask.config.config, {"gateway": defaults["gateway"]}, priority="old")
@@ -78,106 +68,93 @@ class GatewayApi:
         #: The server's address, without a password.
         self.address = _SECRET.sub("…@", address)
 
-    # what can be asked ----------------------------------------------------------------------------------------------
+    # requests -----------------------------------------------------------------------------------------------------
 
     def options(self) -> dict[str, SiteOption]:
-        """Return the options that its clusters have.
+        """Return the options of the site.
 
-        Raises
-        ------
-        SpecError
-            If ``gateway.cluster.options`` in Dask's configuration sets one that the site lacks or refuses.
+        Raises SpecError if ``gateway.cluster.options`` in Dask's configuration has one that the site lacks or refuses.
         """
 
-        async def ask(gateway: Any) -> dict[str, SiteOption]:
+        async def send(gateway: Any) -> dict[str, SiteOption]:
             try:
                 return SiteOption.read_all(await gateway.cluster_options())
             except (KeyError, TypeError, ValueError) as error:
-                plain = SiteOption.read_all(await gateway.cluster_options(use_local_defaults=False))
-                from cortex_dask.clusters.gateway.options import list_options
-
+                known = SiteOption.read_all(await gateway.cluster_options(use_local_defaults=False))
                 raise SpecError(
                     f"gateway.cluster.options in Dask's configuration does not fit the gateway at {self.address} "
-                    f"({_words(error)}); it has {list_options(plain)}"
+                    f"({_first_line(error)}); it has {list_options(known)}"
                 ) from None
 
-        return self._call(ask)
+        return self._call(send)
 
     def create(self, options: Mapping[str, Any]) -> str:
-        """Let a cluster be made, and return its name at once.
+        """Start a cluster, and return its name at once; SpecError if the server refuses the options."""
 
-        Raises
-        ------
-        SpecError
-            If the server refuses the options.
-        """
-
-        async def ask(gateway: Any) -> str:
+        async def send(gateway: Any) -> str:
             try:
                 name: str = await gateway.submit(**options)
             except ValueError as error:
-                raise SpecError(f"the gateway at {self.address} refuses the cluster: {_words(error)}") from None
+                raise SpecError(f"the gateway at {self.address} refuses the cluster: {_first_line(error)}") from None
             return name
 
-        return self._call(ask)
+        return self._call(send)
 
     def report(self, name: str) -> ClusterReport | None:
-        """Return what has become of a cluster, with the credentials for it; None if there is none of that name."""
+        """Return the state of a cluster and the credentials for it, or None if there is none of that name."""
 
-        async def ask(gateway: Any) -> ClusterReport | None:
+        async def send(gateway: Any) -> ClusterReport | None:
             try:
                 return await gateway.get_cluster(name)
-            except ValueError:  # 404: the server forgets clusters that have ended, after a day
+            except ValueError:  # 404; the server forgets clusters a day after their end
                 return None
 
-        return self._call(ask)
+        return self._call(send)
 
     def list(self) -> list[ClusterReport]:
         """Return the user's clusters that are starting or running."""
 
-        async def ask(gateway: Any) -> list[ClusterReport]:
+        async def send(gateway: Any) -> list[ClusterReport]:
             return list(await gateway.list_clusters(status=["pending", "running"]))
 
-        return self._call(ask)
+        return self._call(send)
 
     def stop(self, name: str) -> None:
-        """End a cluster; nothing happens if it has ended."""
+        """End a cluster, unless it has ended."""
 
-        async def ask(gateway: Any) -> None:
+        async def send(gateway: Any) -> None:
             await gateway.stop_cluster(name)
 
-        self._call(ask)
+        self._call(send)
 
     def scale(self, name: str, workers: int) -> None:
-        """Ask for so many workers; a site's limit makes fewer of them, which is no error."""
+        """Request so many workers; a limit of the site may allow fewer, which is no error."""
 
-        async def ask(gateway: Any) -> None:
-            import warnings
-
+        async def send(gateway: Any) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", self._module.client.GatewayWarning)
                 await gateway.scale_cluster(name, workers)
 
-        self._call(ask)
+        self._call(send)
 
-    # how ------------------------------------------------------------------------------------------------------------
+    # errors ---------------------------------------------------------------------------------------------------------
 
-    def _call(self, ask: Callable[[Any], Awaitable[_Answer]]) -> _Answer:
-        """Ask the server, in an event loop in a thread: a notebook's loop runs already, and Dask's may be waiting."""
+    def _call(self, send: Callable[[Any], Awaitable[_Answer]]) -> _Answer:
+        """Send a request, in an event loop in a thread: a notebook's loop runs already, and Dask's may be waiting."""
 
         async def work() -> _Answer:
             async with self._module.Gateway(asynchronous=True) as gateway:
-                return await asyncio.wait_for(ask(gateway), self._seconds)
+                return await asyncio.wait_for(send(gateway), self._seconds)
 
         try:
             answer: _Answer = call_with_timeout(lambda: asyncio.run(work()), None)
         except (ClusterError, SpecError):
             raise
         except Exception as error:
-            raise self._sentence(error) from error
+            raise self._to_error(error) from error
         return answer
 
-    def _sentence(self, error: Exception) -> ClusterError | SpecError:
+    def _to_error(self, error: Exception) -> ClusterError | SpecError:
         import aiohttp
 
         where = f"the Dask Gateway at {self.address}"
@@ -188,10 +165,10 @@ class GatewayApi:
         if isinstance(error, aiohttp.InvalidURL):
             return SpecError(f"gateway.address in Dask's configuration is {self.address}, which is no URL")
         if isinstance(error, aiohttp.ClientSSLError):
-            return ClusterError(f"{where} cannot be trusted: {_words(error)}")
+            return ClusterError(f"{where} cannot be trusted: {_first_line(error)}")
         if isinstance(error, aiohttp.ClientConnectionError | OSError):
             return GatewayUnreachableError(
-                f"{where} cannot be reached ({_words(error)}): check gateway.address in Dask's configuration, and "
+                f"{where} cannot be reached ({_first_line(error)}): check gateway.address in Dask's configuration, and "
                 "that its server runs"
             )
         if isinstance(error, ModuleNotFoundError):
@@ -202,11 +179,13 @@ class GatewayApi:
                 "set: run on JupyterHub, or set it to a token of yours"
             )
         if isinstance(error, self._module.GatewayClusterError | self._module.GatewayServerError):
-            return ClusterError(f"{where} cannot do it: {_words(error)}")
+            return ClusterError(f"{where} cannot do it: {_first_line(error)}")
         if type(error).__module__.startswith("kerberos") or "Kerberos" in str(error):
-            return ClusterError(f"{where} does not accept the Kerberos ticket ({_words(error)}): get one with kinit")
+            return ClusterError(
+                f"{where} does not accept the Kerberos ticket ({_first_line(error)}): get one with kinit"
+            )
         return ClusterError(
-            f"{self.address} does not answer as a Dask Gateway does ({_words(error)}): check gateway.address and "
+            f"{self.address} does not answer as a Dask Gateway does ({_first_line(error)}): check gateway.address and "
             "gateway.auth in Dask's configuration"
         )
 
@@ -226,7 +205,7 @@ class GatewayApi:
         return ClusterError(f"{where} answers with the HTTP status {status}: check gateway.address")
 
 
-def _words(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """Return an error's first line, short and without a password."""
     lines = str(error).strip().splitlines()
     text = _SECRET.sub("…@", lines[0] if lines else "")[:200]
