@@ -63,7 +63,7 @@ class GatewayCluster(DaskCluster):
     """A cluster that a Dask Gateway has made for a job.
 
     A gateway gives a worker as many threads as cores. A slot is not always a thread here: one may need several cores,
-    or a GPU. Where workers do not say how many GPUs they have, splits are sent to the workers one by one.
+    or a GPU. If workers do not report their GPUs, splits are sent to the workers one by one.
     """
 
     name = "gateway"
@@ -154,7 +154,7 @@ class GatewayCluster(DaskCluster):
         return 0 if self._has_spare_threads else super().queue_depth()
 
     def _submit(self, tasks: Sequence[tuple[SplitTask, Done]], place: dict[str, Any]) -> None:
-        """Send splits; if there are spare threads, which Dask would fill, each to the worker with the most free slots."""
+        """Send splits; if there are spare threads, which Dask would fill, each to the worker with most free slots."""
         threads = self._threads
         if not self._has_spare_threads or not threads:
             super()._submit(tasks, place)
@@ -209,9 +209,8 @@ class Gateway(GatewayCluster):
         client = self._connect_to(report, min(deadline, time.monotonic() + PROXY_SECONDS))
         try:
             self._register(client, WorkerSlots(chosen.slots, chosen.has_gpus))
-            api.scale(
-                self._cluster, self._first_workers
-            )  # and not by the scheduler: the server knows the user's limits
+            # Not through the scheduler: the server knows the user's limits.
+            api.scale(self._cluster, self._first_workers)
         except BaseException:
             client.close(timeout=_CLOSE_SECONDS)
             raise
@@ -333,7 +332,7 @@ class Gateway(GatewayCluster):
                     ) from error
 
     def reconnect(self) -> Client | None:
-        """Return a client of the same cluster, which outlives a restart of the gateway; ClusterError if it has ended."""
+        """Return a client of the same cluster, which outlives a restart of the gateway; ClusterError if it ended."""
         if self._api is None or self._cluster is None:
             return None
         try:
