@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cortex_dask.clusters import records
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "RunningCluster", "collect", "survey"]
 
-#: The backends that start something for a job.
-BACKENDS = ("gateway", "kubernetes")
+#: The backends that start something for a job, and their modules, which import the clients of servers.
+_MODULES = {
+    "gateway": "cortex_dask.clusters.gateway.cluster",
+    "kubernetes": "cortex_dask.clusters.kubernetes.cluster",
+}
+BACKENDS = tuple(_MODULES)
 #: A cluster that is younger is left alone, whatever its job says: its coordinator may not have begun yet.
 _YOUNG = 600.0
 
@@ -97,9 +102,7 @@ def collect(environment: Environment, clusters: Iterable[RunningCluster]) -> lis
 
 
 def _module(backend: str) -> ModuleType:
-    from importlib import import_module
-
-    return import_module(f"cortex_dask.clusters.{backend}")
+    return import_module(_MODULES[backend])
 
 
 def _with_job(cluster: RunningCluster, noted: Sequence[records.ClusterRecord], store: str) -> RunningCluster:
