@@ -360,7 +360,8 @@ class Gateway(GatewayCluster):
             return str(error)
         if report is None or report.status.name in ENDED:
             return self._end_reason()
-        return f"{super().explain_missing_workers()} (the cluster {self._cluster} of the Dask Gateway at {self._api.address})"
+        reason = super().explain_missing_workers()
+        return f"{reason} (the cluster {self._cluster} of the Dask Gateway at {self._api.address})"
 
     def _end_reason(self) -> str:
         assert self._api is not None
