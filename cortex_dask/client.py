@@ -6,7 +6,6 @@ The story of a submission: :func:`run` → :meth:`Client.begin` (resolve the sub
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.io.store.store import Store
 from cortex_dask.job import Job
 from cortex_dask.runtime.worker.devices import capacity
-from cortex_dask.spec.resolution import count_cores
 from cortex_dask.spec.submission import Options, spelt_out
 
 if TYPE_CHECKING:
@@ -38,8 +36,6 @@ Output = str | Path | Mapping[str, Any]
 
 #: Clusters whose workers are started for the job.
 _BOUGHT = ("gateway", "kubernetes")
-#: With these the handler processes may be others than are foreseen, or none are needed.
-_LATER = ("compute", "dry_run", "job", "job_id")
 
 
 class Client(ApiClient):
@@ -84,12 +80,11 @@ class Client(ApiClient):
         **options: Unpack[Options],
     ) -> Job:
         """Run a job and wait for it; see :func:`cortex_dask.run`."""
-        with self._foreseen(target, cluster, options):
-            resolved = self.resolve(target, input, output, options)
-            if resolved.dry_run:
-                return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
-            display = choose(progress=progress, environment=self._flag)
-            job = self.begin(resolved, cluster=cluster, display=display)
+        resolved = self.resolve(target, input, output, options)
+        if resolved.dry_run:
+            return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
+        display = choose(progress=progress, environment=self._flag)
+        job = self.begin(resolved, cluster=cluster, display=display)
         attend(job, display)
         job.raise_unless_complete()
         return job
@@ -105,11 +100,10 @@ class Client(ApiClient):
         **options: Unpack[Options],
     ) -> Job:
         """Start a job and return at once; see :func:`cortex_dask.submit`."""
-        with self._foreseen(target, cluster, options):
-            resolved = self.resolve(target, input, output, options)
-            if resolved.dry_run:
-                return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
-            return self.begin(resolved, cluster=cluster, display=SilentDisplay())
+        resolved = self.resolve(target, input, output, options)
+        if resolved.dry_run:
+            return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
+        return self.begin(resolved, cluster=cluster, display=SilentDisplay())
 
     @spelt_out
     def detach(
@@ -153,23 +147,6 @@ class Client(ApiClient):
             else:
                 job.start(display=display)
         return job
-
-    @contextlib.contextmanager
-    def _foreseen(self, target: Target, cluster: str | Cluster | None, options: Options) -> Iterator[None]:
-        """Launch handler processes before the submission is checked, where it is plain which ones it will take."""
-        workers = options.get("workers") or count_cores()
-        here = (cluster or self.environment.cluster) == "local" and isinstance(target, type)
-        if not (here and isinstance(workers, int)) or any(options.get(name) is not None for name in _LATER):
-            yield
-            return
-        from cortex_dask.runtime.worker import spares
-
-        spares.prepare(min(workers, count_cores()))
-        try:
-            yield
-        except BaseException:
-            spares.discard()
-            raise
 
     def resolve(self, target: Target, source: Input | None, output: Output | None, options: Options) -> ResolvedJob:
         """Check a submission and pack its project; nothing is written."""
