@@ -73,12 +73,15 @@ def coordinate(job_url: str, *, retry: bool = False) -> int:
 
 
 def _was_stopped(job_url: str) -> bool:
-    """Return whether the job was stopped after this runner was created, as it may have waited for a node for hours."""
+    """Return whether the job was stopped after this runner was created, which may have waited for a node for hours.
+
+    A stop request that no coordinator has seen is recorded as the job's status.
+    """
     directory = JobDirectory(job_url)
     document = directory.read_json("status.json") or {}
     request = directory.stop_request()
     if request is not None and document.get("status") not in FINAL_STATUSES:
-        # No coordinator has seen the request, and one that starts ignores requests that are older than itself.
+        # A coordinator that starts ignores requests that are older than itself.
         board = StatusBoard(directory.settings())
         board.end(request["status"], request["reason"])
         directory.write_json("status.json", board.document())
