@@ -78,7 +78,7 @@ def test_a_wrong_password(submit: Submit, gateway_server: GatewayServer) -> None
     assert "guessed" not in str(caught.value)
 
 
-def test_nobody_there(submit: Submit) -> None:
+def test_an_address_where_no_server_listens(submit: Submit) -> None:
     began = time.monotonic()
     with (
         dask.config.set({"gateway.address": "http://127.0.0.1:9"}),
@@ -113,7 +113,7 @@ def test_an_address_with_a_variable_that_is_not_set(submit: Submit) -> None:
         submit()
 
 
-def test_no_url(submit: Submit) -> None:
+def test_an_address_that_is_not_a_url(submit: Submit) -> None:
     with (
         dask.config.set({"gateway.address": "gateway.example.com"}),
         pytest.raises((ClusterError, SpecError), match=r"gateway\.example\.com"),
@@ -121,7 +121,7 @@ def test_no_url(submit: Submit) -> None:
         submit()
 
 
-def test_the_package_is_missing(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package(submit: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dask_gateway", None)
     with pytest.raises(SpecError, match=r"pip install 'cortex-dask\[gateway\]'"):
         submit()
@@ -259,7 +259,7 @@ def test_a_gateway_that_hangs() -> None:
         ({"start_timeout": 0}, "start_timeout: found 0; allowed is a number of seconds above 0"),
     ],
 )
-def test_options_that_cannot_be_had(submit: Submit, options: dict[str, Any], message: str) -> None:
+def test_options_that_the_site_refuses(submit: Submit, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         submit(**options)
 
@@ -285,7 +285,7 @@ def test_a_scheduler_that_ends_at_once(submit: Submit) -> None:
         submit(fault="scheduler")
 
 
-def test_a_scheduler_that_never_comes(submit: Submit) -> None:
+def test_a_scheduler_that_never_starts(submit: Submit) -> None:
     with pytest.raises(ClusterError, match="has not come up within 2 s: it is pending"):
         submit(fault="slow", start_timeout=2)
 
@@ -297,7 +297,7 @@ def test_a_job_ends_also_while_its_cluster_comes_up(submit: Submit) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_workers_that_never_come(submit: Submit) -> None:
+def test_workers_that_never_start(submit: Submit) -> None:
     message = "has had no worker for 15 s: its gateway was asked for workers, and none has come"
     with pytest.raises(ClusterError, match=message):
         submit(fault="workers", start_timeout=15)  # the scheduler has to come up within it

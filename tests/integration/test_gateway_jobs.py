@@ -116,7 +116,7 @@ def test_a_killed_submitter_leaves_nothing(
     assert not alive
 
 
-def test_who_resumes_soon_goes_on_with_the_same_cluster(new_job: NewJob, gateway_server: GatewayServer) -> None:
+def test_a_job_that_is_resumed_soon_keeps_its_cluster(new_job: NewJob, gateway_server: GatewayServer) -> None:
     job = new_job(gate="open", options={"idle_timeout": 30})
     command = job.submit()
     job.until_calls()

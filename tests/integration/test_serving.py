@@ -169,7 +169,7 @@ def test_a_connection_is_kept_and_threads_have_their_own(server: ServingServer) 
         ({"dir": "/m"}, ({}, "a/b"), "Latest(a%2Fb)"),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_mistakes_are_named(
     server: ServingServer, settings: dict[str, Any], arguments: tuple[Any, ...], message: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
@@ -187,7 +187,7 @@ def test_a_refused_input(server: ServingServer) -> None:
         connect(server.url, ONE).predict({"x": [[1, 1]]})
 
 
-def test_the_only_model_is_looked_at_before_any_batch(server: ServingServer) -> None:
+def test_a_single_model_is_checked_before_any_batch(server: ServingServer) -> None:
     connect(server.url, ONE).prepare()
     assert [path for _, path, _ in server.requests] == ["/v1/models/scale/metadata"]
     with pytest.raises(InputError, match="has the signatures join, other"):
@@ -197,14 +197,14 @@ def test_the_only_model_is_looked_at_before_any_batch(server: ServingServer) -> 
 @pytest.mark.parametrize(
     "url", ["localhost:8501", "ftp://host", "http://", "http://host:port", "http://[::1", "http://user:secret@host"]
 )
-def test_what_is_no_url(url: str) -> None:
+def test_a_value_that_is_not_a_url(url: str) -> None:
     with pytest.raises(InputError, match=r"^TF_SERVING_URL (is no URL|holds a user name)") as caught:
         connect(url, ONE)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "inf", "nan", ""])
-def test_what_is_no_timeout(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_value_that_is_not_a_timeout(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("TF_SERVING_TIMEOUT", text)
     with pytest.raises(InputError, match=f"^TF_SERVING_TIMEOUT is '{text}'; allowed is a number of seconds"):
         connect("http://host", ONE)
@@ -213,20 +213,20 @@ def test_what_is_no_timeout(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 # faults ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_busy_server_is_asked_again(server: ServingServer) -> None:
+def test_a_request_to_a_busy_server_is_repeated(server: ServingServer) -> None:
     server.faults = [Fault(503), Fault(429), Fault(503, {"Retry-After": "0"}), Fault(503, {"Retry-After": "tomorrow"})]
     assert connect(server.url, ONE).predict({"x": [[1, 1]]})["y"].tolist() == [[2, 2]]
     assert len(server.requests) == 6
 
 
-def test_a_retry_after_is_minded(server: ServingServer) -> None:
+def test_retry_after_is_respected(server: ServingServer) -> None:
     server.faults = [Fault(503, {"Retry-After": "1"})]
     started = time.monotonic()
     connect(server.url, ONE).predict({"x": [[1, 1]]})
     assert time.monotonic() - started >= 1
 
 
-def test_a_server_that_hangs_up_is_asked_again(server: ServingServer) -> None:
+def test_a_request_is_repeated_after_a_lost_connection(server: ServingServer) -> None:
     client = connect(server.url, ONE)
     client.predict({"x": [[1, 1]]})
     server.faults = [Fault(), Fault()]
@@ -242,7 +242,7 @@ def test_a_server_that_stays_busy(server: ServingServer) -> None:
     assert len(server.requests) == 1 + len(RETRY_DELAYS)
 
 
-def test_an_error_of_the_server_is_not_asked_for_again(server: ServingServer) -> None:
+def test_an_error_of_the_server_is_not_repeated(server: ServingServer) -> None:
     server.faults = [Fault(500, body=b"<html>oops</html>")]
     with pytest.raises(ServingError, match="has answered with HTTP 500 for the model scale: <html>oops</html>"):
         connect(server.url, ONE).predict({"x": [[1, 1]]})
@@ -263,7 +263,7 @@ def test_a_server_that_is_not_there(server: ServingServer) -> None:
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"nonsense", b'{"metadata": {"signature_def": 5}}'])
-def test_an_answer_that_is_none(server: ServingServer, body: bytes) -> None:
+def test_an_answer_that_is_not_understood(server: ServingServer, body: bytes) -> None:
     server.faults = [Fault(200, body=body)]
     with pytest.raises(ServingError, match=re.escape(f"TensorFlow Serving at {server.url} ")):
         connect(server.url, ONE).predict({"x": [[1, 1]]})

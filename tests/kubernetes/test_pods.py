@@ -119,7 +119,7 @@ def test_no_secret_is_in_a_manifest(namespace: Namespace, kubernetes: Kubernetes
     job.check()
 
 
-def test_the_operator_replaces_what_is_lost_and_the_job_goes_on(
+def test_the_operator_replaces_lost_pods_and_the_job_continues(
     namespace: Namespace, kubernetes: KubernetesBackend, new_job: NewJob
 ) -> None:
     job = new_job(seconds=0.3)

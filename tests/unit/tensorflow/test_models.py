@@ -80,7 +80,7 @@ def test_a_process_keeps_to_one_latest_version(tmp_path: Path) -> None:
     assert Model(None, str(tmp_path)).version() == "2"
 
 
-def test_a_version_that_is_not_whole_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_incomplete_version_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(Store(str(tmp_path)).child("1"))
     Store(str(tmp_path)).write("2/variables/variables.index", b"")
     assert Model(None, str(tmp_path)).version() == "1"
@@ -100,7 +100,7 @@ def test_a_version_that_is_not_whole_is_left_out(tmp_path: Path, caplog: pytest.
         (["saved_model.pb", "3/saved_model.pb"], "holds a saved_model.pb and the versions 3; move the first into a"),
     ],
 )
-def test_what_is_no_model(tmp_path: Path, files: list[str], message: str) -> None:
+def test_a_folder_that_is_no_model(tmp_path: Path, files: list[str], message: str) -> None:
     for name in files:
         Store(str(tmp_path / "m")).write(name, b"x")
     with pytest.raises(InputError, match=re.escape(f"the model {tmp_path}/m {message}")):
@@ -158,7 +158,7 @@ def test_settings_without_models() -> None:
 # the copy on this host ------------------------------------------------------------------------------------------------
 
 
-def test_a_local_model_is_used_in_its_place(tmp_path: Path, cache: Path) -> None:
+def test_a_local_model_is_used_in_place(tmp_path: Path, cache: Path) -> None:
     save(Store(str(tmp_path / "m" / "4")))
     assert Model(None, str(tmp_path / "m")).local_folder() == str(tmp_path / "m" / "4")
     assert not cache.exists()
@@ -205,7 +205,9 @@ def test_a_replaced_model_is_fetched_again(s3: str) -> None:
 
 
 @pytest.mark.s3
-def test_large_files_come_in_stretches(s3: str, monkeypatch: pytest.MonkeyPatch, counted: Callable[[], int]) -> None:
+def test_large_files_are_fetched_in_blocks(
+    s3: str, monkeypatch: pytest.MonkeyPatch, counted: Callable[[], int]
+) -> None:
     monkeypatch.setattr(models, "BLOCK_SIZE", 1000)
     numbers = bytes(range(256)) * 17  # 4,352 bytes
     save(Store(f"{s3}/m"), variables=numbers)

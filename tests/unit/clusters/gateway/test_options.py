@@ -25,7 +25,7 @@ ENV = SiteOption("environment", "mapping", {}, "Environment")
 USUAL = site(CORES, MEMORY, GPUS, IMAGE, ENV)
 
 
-def test_nothing_said_is_nothing_asked() -> None:
+def test_a_job_without_needs_sets_no_option() -> None:
     choice = choose_options(USUAL, {}, Needs())
 
     assert choice.options == {}
@@ -72,7 +72,7 @@ def test_slots(asked: dict[str, Any], needs: Needs, slots: int, options: dict[st
     assert (choice.slots, choice.options) == (slots, options)
 
 
-def test_a_site_that_says_nothing_of_cores() -> None:
+def test_a_site_without_an_option_for_cores() -> None:
     assert choose_options({}, {}, Needs()).slots is None, "a worker tells, once it is there"
     assert choose_options({}, {}, Needs(cpu=2)).slots == 1
 
@@ -82,14 +82,14 @@ def test_usual_names(name: str) -> None:
     assert choose_options(site(SiteOption(name, "int", 1, low=1, high=8)), {}, Needs(cpu=2)).options == {name: 2}
 
 
-def test_a_name_whose_kind_does_not_fit_is_something_else() -> None:
+def test_a_usual_name_with_another_kind_is_not_used() -> None:
     # "environment" is the name of a conda environment at some sites
     offered = site(SiteOption("environment", "string", "base"), SiteOption("env_vars", "mapping", {}))
 
     assert choose_options(offered, {}, Needs(env={"A": "1"})).options == {"env_vars": {"A": "1"}}
 
 
-def test_threads_of_their_own() -> None:
+def test_an_option_for_threads() -> None:
     offered = site(CORES, SiteOption("worker_threads", "int", 1, low=1))
 
     choice = choose_options(offered, {}, Needs(cpu=2))
@@ -101,7 +101,7 @@ def test_threads_of_their_own() -> None:
 # names that are configured ------------------------------------------------------------------------------------------
 
 
-def test_names_of_the_site() -> None:
+def test_configured_names() -> None:
     offered = site(SiteOption("kerne", "int", 1, low=1, high=8), SiteOption("bild", "string", ""))
 
     choice = choose_options(offered, {}, Needs(cpu=2, image="mine:2"), {"cpu": "kerne", "image": "bild"})
@@ -171,7 +171,7 @@ def test_memory(option: SiteOption, unit: str | None, value: Any) -> None:
     assert choose_options(site(option), {}, Needs(memory=3 * GIB), names).options == {option.name: value}
 
 
-def test_a_unit_that_cannot_be_told_is_asked_for() -> None:
+def test_a_unit_that_cannot_be_recognised_must_be_configured() -> None:
     offered = site(SiteOption("memory", "int", 2048))
 
     with pytest.raises(SpecError, match="does not say its unit, and its default 2048 is neither GiB nor bytes"):
@@ -219,7 +219,7 @@ def test_a_quantity_of_memory() -> None:
     assert choose_options(USUAL, {"worker_memory": "8Gi"}, Needs()).options == {"worker_memory": 8.0}
 
 
-def test_variables_that_were_asked_for_win_over_those_that_follow() -> None:
+def test_requested_variables_override_those_of_the_handler() -> None:
     asked = {"environment": {"A": "asked"}}
 
     assert choose_options(USUAL, asked, Needs(env={"A": "follows", "B": "2"})).options == {
@@ -249,7 +249,7 @@ def test_variables_that_the_site_sets_by_default_are_kept() -> None:
         ({"image": ["a"]}, "but .* text"),
     ],
 )
-def test_mistakes_in_what_is_asked_for(asked: dict[str, Any], message: str) -> None:
+def test_mistakes_in_requested_options(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         choose_options(USUAL, asked, Needs())
 
@@ -274,7 +274,7 @@ def test_an_image_that_is_none_of_the_choices() -> None:
         choose_options(offered, {}, Needs(image="mine:2"))
 
 
-def test_what_the_site_has_no_option_for_is_noted() -> None:
+def test_a_need_without_an_option_is_a_warning() -> None:
     choice = choose_options(site(CORES), {}, Needs(cpu=1, memory=GIB, gpu=1, image="mine:2", env={"A": "1"}))
 
     assert choice.options == {"worker_cores": 1}

@@ -120,7 +120,7 @@ def test_a_container_that_took_too_much_memory() -> None:
     assert "took more memory than its limit" in found.reason
 
 
-def test_what_only_events_tell() -> None:
+def test_a_problem_that_only_events_report() -> None:
     waiting = container({"waiting": {"reason": "ContainerCreating"}})
     mount = event('MountVolume.SetUp failed for volume "x" : configmap "x" not found', "FailedMount")
     others = [event("not ours", uid="pod-2"), event("not yet", "Unhealthy", at="2026-11-24T00:09:00Z")]
@@ -131,7 +131,7 @@ def test_what_only_events_tell() -> None:
     assert found.reason.startswith("FailedMount: MountVolume.SetUp failed")
 
 
-def test_a_pod_that_starts_is_no_trouble() -> None:
+def test_a_pod_that_starts_is_no_problem() -> None:
     assert diagnose_pod(pod(container({"waiting": {"reason": "ContainerCreating"}}))) is None
     assert (
         diagnose_pod(pod(container({"running": {}}, ready=False), phase="Running"), [event("?", "Unhealthy")]) is None
@@ -148,7 +148,7 @@ def test_a_pod_that_was_evicted() -> None:
     assert found.reason == "it failed: Evicted The node was low on resource: memory"
 
 
-def test_a_deployment_that_may_not_make_its_pod() -> None:
+def test_a_deployment_that_cannot_make_its_pod() -> None:
     message = 'pods "demo" is forbidden: exceeded quota: q'
     conditions = [
         {"type": "Progressing", "status": "True"},
@@ -163,7 +163,7 @@ def test_a_deployment_that_may_not_make_its_pod() -> None:
     assert diagnose_deployment({"metadata": {}}) is None
 
 
-def test_what_the_operator_says() -> None:
+def test_errors_of_the_operator() -> None:
     def told(kind: str, name: str, message: str, at: str) -> dict[str, Any]:
         involved = {"kind": kind, "name": name}
         return {"metadata": {}, "type": "Error", "message": message, "involvedObject": involved, "lastTimestamp": at}
@@ -199,7 +199,7 @@ def test_long_messages_are_cut() -> None:
     assert len(found.reason) < 600
 
 
-def test_ready_and_going() -> None:
+def test_a_pod_that_is_being_deleted_is_not_ready() -> None:
     ready = pod(conditions=[{"type": "Ready", "status": "True"}], phase="Running")
     assert is_ready(ready)
     assert not is_ready(pod(conditions=[{"type": "Ready", "status": "False"}]))

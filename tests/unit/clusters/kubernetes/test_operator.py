@@ -206,7 +206,7 @@ def test_removed_workers_are_deleted_before_the_number_is_lowered(api: FakeApi, 
     assert api.items["DaskWorkerGroup", "demo-default"]["spec"]["worker"]["replicas"] == 1
 
 
-def test_the_most_frequent_problem_of_its_workers_is_told(api: FakeApi, make: Make) -> None:
+def test_the_most_frequent_problem_of_its_workers_is_reported(api: FakeApi, make: Make) -> None:
     workers(api, 3, "w1", "w2", "w3")
     for name, message in (("w1", "no GPU"), ("w2", "no GPU"), ("w3", "no CPU")):
         condition = {"type": "PodScheduled", "status": "False", "message": message}

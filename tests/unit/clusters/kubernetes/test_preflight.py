@@ -39,7 +39,7 @@ SETTINGS = JobSettings(
         ({"a": [{"name": "x", "b": {"c": 1}}]}, {"a": [{"name": "x", "b": {}}]}, ["a[x].b.c"]),
     ],
 )
-def test_what_a_server_has_dropped(sent: Any, made: Any, paths: list[str]) -> None:
+def test_fields_that_a_server_dropped(sent: Any, made: Any, paths: list[str]) -> None:
     assert list(dropped_fields(sent, made)) == paths
 
 

@@ -41,7 +41,7 @@ class TestMessage:
     @pytest.mark.parametrize(
         ("payload", "reason"), [(None, "there is no payload"), (["x" * SIZE_LIMIT], "larger than a message")]
     )
-    def test_what_has_no_place_in_a_message_is_pointed_to(self, payload: Any, reason: str) -> None:
+    def test_a_payload_that_is_too_large_is_pointed_to(self, payload: Any, reason: str) -> None:
         entry = make_message(make_failure(payload=payload), ORIGIN, "failures/a.jsonl")
 
         body = json.loads(entry["MessageBody"])
@@ -94,7 +94,7 @@ def queue(s3: str) -> Iterator[Queue]:
 
 @pytest.mark.s3
 class TestQueue:
-    def test_every_letter_arrives_once_whoever_delivers(self, tmp_path: Path, queue: Queue) -> None:
+    def test_every_failure_arrives_once_from_any_coordinator(self, tmp_path: Path, queue: Queue) -> None:
         job = FailedJob(tmp_path, sqs_dead_letter_queue={"arn": queue.arn, "max_receive_count": 3})
         first = job.delivery()
         first.check()
@@ -148,7 +148,7 @@ class TestQueue:
             delivery.check()
         delivery.close()
 
-    def test_nobody_answers(self, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_server_that_does_not_answer(self, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         arn = "arn:aws:sqs:eu-west-1:123456789012:nobody"
         delivery = FailedJob(tmp_path, sqs_dead_letter_queue={"arn": arn, "max_receive_count": 3}).delivery()
@@ -165,9 +165,7 @@ class TestQueue:
             delivery.check()
         delivery.close()
 
-    def test_a_queue_that_goes_away_leaves_the_failures_and_takes_them_later(
-        self, tmp_path: Path, queue: Queue
-    ) -> None:
+    def test_failures_stay_while_a_queue_is_deleted_and_are_delivered_later(self, tmp_path: Path, queue: Queue) -> None:
         job = FailedJob(tmp_path, sqs_dead_letter_queue={"arn": queue.arn, "max_receive_count": 3})
         delivery = job.delivery()
         delivery.check()

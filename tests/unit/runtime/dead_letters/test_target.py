@@ -15,7 +15,7 @@ from tests.support.faulty_s3 import FaultyS3
 
 
 class TestReadFailures:
-    def test_only_those_that_are_wanted_however_the_file_is_cut(self, tmp_path: Path) -> None:
+    def test_the_wanted_failures_are_read_with_any_size_of_chunks(self, tmp_path: Path) -> None:
         failures = [make_failure(number, [{"x": "y" * number}]) for number in range(20)]
         store = Store(str(tmp_path))
         store.write("f", b"".join(orjson.dumps(item) + b"\n" for item in failures))
