@@ -140,7 +140,7 @@ class Simulation:
         self._sizes = self._draw_sizes()
         self._times = [size * math.exp(self._random.gauss(0, setting.noise)) for size in self._sizes]
         splits = (Split(number, (), None, 1, int(size * 1e6)) for number, size in enumerate(self._sizes))
-        self._source = SplitQueue(splits, self._is_committed)
+        self._splits = SplitQueue(splits, self._is_committed)
         self._window = Window()
         self._scheduler, self._ledger = Server(), Server()
         self._publisher = Server(setting.publishers)
@@ -257,11 +257,11 @@ class Simulation:
         slots = self._alive
         ahead = Cluster.queue_depth(SimpleNamespace(slots=lambda: slots))  # type: ignore[arg-type]
         while len(self._window) < slots + ahead:
-            split = self._source.next(in_order=False)
+            split = self._splits.next(in_order=False)
             if split is None:
                 break
             self._send(now, split)
-        self._window.advance(slots, now)
+        self._window.assign_slots(slots, now)
         if len(self._window) < slots and now >= self._next_check:
             self._next_check = now + BACKUP_CHECK
             self._at(self._next_check, self._look)
@@ -271,13 +271,13 @@ class Simulation:
                 for split in late[: slots - len(self._window)]:
                     self.result.backups += 1
                     self._send(now, split)
-                self._window.advance(slots, now)
+                self._window.assign_slots(slots, now)
 
     def _look(self, now: float) -> None:
         self._fill(now)
 
     def _send(self, now: float, split: Split) -> None:
-        attempt = self._window.open(split, now)
+        attempt = self._window.add(split, now)
         self._at(self._scheduler.serve(now, self._task_seconds / 2), self._arrive, attempt)
 
     def _arrive(self, now: float, attempt: Attempt) -> None:
@@ -286,13 +286,13 @@ class Simulation:
 
     def _ended(self, now: float, attempt: Attempt, done: bool) -> None:
         number = attempt.split.number
-        undecided = self._window.close(attempt, now, done=done)
+        undecided = self._window.remove(attempt, now, done=done)
         if done:
-            self._window.settle(number)
+            self._window.mark_done(number)
             self._records.append((now, attempt))
             self._gather(now)
         elif undecided and not self._is_committed(number):
-            self._source.put_back(attempt.split)
+            self._splits.put_back(attempt.split)
         self._fill(now)
 
     # the ledger -----------------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ class Simulation:
             self.result.lag = max(self.result.lag, now - ended)
             if self.setting.copy:
                 self._publisher.serve(now, self.setting.copy)
-            if self._window.settle(number):
+            if self._window.mark_done(number):
                 self._abandon(now, number)
         self._gathering = False
         self._gather(now)

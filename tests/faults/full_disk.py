@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cortex_dask.runtime.coordinator import coordinator
+from cortex_dask.runtime.coordinator import lost_split
 from tests.faults.checks import committed_only, exactly_once
 from tests.faults.jobs import make_job
 
@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     # six pages: some parts fit, not all
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(disk)], check=False).returncode:
         raise SystemExit(NOT_ALLOWED)
-    coordinator._STORAGE_DELAY = 0.05
+    lost_split._STORAGE_DELAY = 0.05
     job = make_job(str(folder / "store"), folder / "marks", output=f"{disk}/out")
 
     document = job.try_to_run()

@@ -14,7 +14,7 @@ import pytest
 
 from cortex_dask.errors import StorageError
 from cortex_dask.io.store import retry
-from cortex_dask.runtime.coordinator import coordinator
+from cortex_dask.runtime.coordinator import lost_split
 from tests.faults.checks import committed_only, exactly_once
 from tests.faults.jobs import ROOT, FaultJob, make_job
 from tests.support.faulty_s3 import FaultyS3
@@ -29,7 +29,7 @@ BAD = (120, 820)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Send a split again soon after its store has failed."""
-    monkeypatch.setattr(coordinator, "_STORAGE_DELAY", 0.05)
+    monkeypatch.setattr(lost_split, "_STORAGE_DELAY", 0.05)
 
 
 @pytest.mark.s3

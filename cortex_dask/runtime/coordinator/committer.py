@@ -24,83 +24,66 @@ from cortex_dask.runtime.dead_letters.delivery import Delivery
 SEGMENT_RECORDS = 1000
 #: Server-side copies at a time on an object store. One takes some 50 ms: eight would hold a job to 160 parts a second.
 PUBLISHERS = 32
-_DELETED = 1000  # staged files with one request
-_MOST_WAITING = 10_000  # parts that wait to be copied; a store that is slower than the job makes the job wait
+_DELETED_AT_ONCE = 1000  # staged files with one request
+_LONGEST_QUEUE = 10_000  # parts that wait to be copied; a store that is slower than the job makes the job wait
 
 
 def gather_seconds(elapsed: float) -> float:
-    """Return how long to gather records: a tenth of a second at first, up to five in a job of an hour or so.
-
-    Parameters
-    ----------
-    elapsed : float
-        Seconds since the job began.
-    """
+    """Return how long to gather records: a tenth of a second at first, up to five seconds after an hour or so."""
     return min(0.1 + elapsed / 600, 5.0)
 
 
 class Committer:
-    """Appends records to the ledger, in the background.
+    """Appends records to the ledger, publishes their parts and hands on their failures, in the background.
 
-    Parameters
-    ----------
-    job : JobDirectory
-        The job.
-    ledger : Ledger
-        Up to date, i.e. refreshed.
-    output : OutputDirectory or None
-        Where parts are published.
-    on_commit : callable
-        Called from the committer's thread with each record that has got into the ledger, ours or another coordinator's.
-    on_error : callable
-        Called once with the exception that ended the committer.
-    delivery : Delivery, optional
-        Is offered the records of ours that have got into the ledger, for their dead letters.
+    ``report`` is called from the committer's thread with each record that has got into the ledger, ours or another
+    coordinator's, and once with the exception that ends the committer.
     """
 
     def __init__(
         self,
         job: JobDirectory,
-        ledger: Ledger,
+        ledger: Ledger,  # refreshed
         output: OutputDirectory | None,
-        on_commit: Callable[[SplitRecord], None],
-        on_error: Callable[[Exception], None],
-        delivery: Delivery | None = None,
+        delivery: Delivery | None,
+        report: Callable[[SplitRecord | Exception], None],
     ) -> None:
         self._job = job
         self._ledger = ledger
         self._output = output
-        self._on_commit = on_commit
-        self._on_error = on_error
         self._delivery = delivery
+        self._report = report
         self._queue: queue.SimpleQueue[SplitRecord | None] = queue.SimpleQueue()
-        self._pending = 0
-        self._hurry = threading.Event()
-        self._began = time.monotonic()
+        self._flush = threading.Event()
+        self._started = time.monotonic()
         self._pool: ThreadPoolExecutor | None = None
-        self._room = threading.Semaphore(_MOST_WAITING)
+        self._room = threading.Semaphore(_LONGEST_QUEUE)
         self._published: deque[str] = deque()  # staged names that have been copied, and can be deleted
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="cortex-dask-committer", daemon=True)
+        self._thread = threading.Thread(target=self._commit_all, name="cortex-dask-committer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._started = time.monotonic()
         self._thread.start()
 
     def commit(self, record: SplitRecord) -> None:
-        """Take a record in; returns at once."""
+        """Queue a record; returns at once."""
         self._queue.put(record)
 
-    def hurry(self) -> None:
-        """Say that nothing more is in flight: append now what is there."""
-        self._hurry.set()
+    def flush(self) -> None:
+        """Append the queued records now, because nothing more is in flight."""
+        self._flush.set()
         self._queue.put(None)
 
     def close(self) -> None:
-        """Append what is there, and end."""
-        self._hurry.set()
+        """Append the queued records, and end the thread."""
+        self._flush.set()
         self._closed = True
         self._queue.put(None)
         self._thread.join()
 
-    def _run(self) -> None:
+    def _commit_all(self) -> None:
         try:
             while True:
                 batch = self._gather()
@@ -111,8 +94,8 @@ class Committer:
             if self._pool is not None:
                 self._pool.shutdown()
                 self._delete_published()
-        except Exception as error:  # noqa: BLE001 - handed to the coordinator, which ends the job with it
-            self._on_error(error)
+        except Exception as error:  # noqa: BLE001 - the coordinator ends the job with it
+            self._report(error)
 
     def _gather(self) -> list[SplitRecord]:
         first = self._queue.get()
@@ -120,16 +103,16 @@ class Committer:
             return []
         batch = [first]
         now = time.monotonic()
-        deadline = now + gather_seconds(now - self._began)
+        deadline = now + gather_seconds(now - self._started)
         while len(batch) < SEGMENT_RECORDS:
-            remaining = 0.0 if self._hurry.is_set() else deadline - time.monotonic()
+            remaining = 0.0 if self._flush.is_set() else deadline - time.monotonic()
             try:
                 item = self._queue.get(timeout=remaining) if remaining > 0 else self._queue.get_nowait()
             except queue.Empty:
                 break
             if item is not None:
                 batch.append(item)
-        self._hurry.clear()
+        self._flush.clear()
         return batch
 
     def _append(self, batch: list[SplitRecord]) -> None:
@@ -137,7 +120,7 @@ class Committer:
         for record in result.dropped:
             self._discard(record)
         for record in (*result.foreign, *result.accepted):
-            self._on_commit(record)
+            self._report(record)
         if self._delivery is not None:
             for record in result.accepted:
                 self._delivery.add(record)
@@ -155,7 +138,7 @@ class Committer:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(PUBLISHERS, thread_name_prefix="cortex-dask-publish")
-        self._room.acquire()  # what waits here is in memory
+        self._room.acquire()  # queued parts are in memory
 
         def publish() -> None:
             try:
@@ -164,17 +147,17 @@ class Committer:
             finally:
                 self._room.release()
 
-        self._pool.submit(publish)  # whatever fails here is published when the job is sealed
+        self._pool.submit(publish)  # parts that fail here are published when the job is sealed
 
     def _delete_published(self) -> None:
         """Delete the staged files of published parts, many with one request; the end of the job deletes the rest."""
-        while self._output is not None and len(self._published) >= _DELETED:
-            names = [self._published.popleft() for _ in range(_DELETED)]
+        while self._output is not None and len(self._published) >= _DELETED_AT_ONCE:
+            names = [self._published.popleft() for _ in range(_DELETED_AT_ONCE)]
             with contextlib.suppress(OSError):
                 self._output.store.delete(*names)
 
     def _discard(self, record: SplitRecord) -> None:
-        """Remove what an attempt left that did not count; it is invisible anyway, so a failure to do so is no harm."""
+        """Remove the files of an attempt that did not count; nobody sees them, so a failure to do so is harmless."""
         try:
             if self._output is not None and record.part is not None:
                 self._output.discard(record.part)

@@ -1,4 +1,4 @@
-"""Running ``on_job_complete``: on one worker, for as long as the job may take, while stops and timeouts are heeded."""
+"""`on_job_complete`, run once: on one worker, for as long as the job may take."""
 
 from __future__ import annotations
 
@@ -13,35 +13,15 @@ from cortex_dask.runtime.coordinator.limits import STOP_GRACE, Ended, Limits
 from cortex_dask.runtime.timeout import BackgroundCall
 
 
-def complete(job: JobDirectory, cluster: Cluster, limits: Limits, halt: Callable[[Exception], None]) -> bool:
-    """Run ``on_job_complete`` once; a resumed job does not run it again after it has succeeded.
+def complete(job: JobDirectory, cluster: Cluster, limits: Limits, stop: Callable[[Exception], None]) -> bool:
+    """Run ``on_job_complete`` unless it has succeeded before, and return whether it was run now.
 
-    Parameters
-    ----------
-    job : JobDirectory
-        Where it is noted that it has succeeded.
-    cluster : Cluster
-        Where it runs.
-    limits : Limits
-        Is asked meanwhile whether the job has to end, or must be left alone.
-    halt : callable
-        Tells the cluster to stop, and why.
-
-    Returns
-    -------
-    bool
-        Whether it was run now.
-
-    Raises
-    ------
-    Ended
-        If it failed, or if the job had to end and it did not succeed in the last moment.
-    Exception
-        What ``limits`` raises otherwise; what the cluster raises.
+    Raises :class:`Ended` if it failed, or if the job had to end (for which ``stop`` is called with the reason) and it
+    did not succeed in the last moment.
     """
     if job.read_json("completed.json") is not None:
         return False
-    outcome = _call_complete(cluster, limits, halt)
+    outcome = _call_complete(cluster, limits, stop)
     if outcome.kind == "storage":
         raise Ended("worker error", f"{outcome.message} (the job can be resumed)")
     if outcome.kind == "stopped":
@@ -49,20 +29,20 @@ def complete(job: JobDirectory, cluster: Cluster, limits: Limits, halt: Callable
         limits.check_stop()
     if outcome.kind != "done":
         raise Ended(outcome.kind, outcome.message)
-    # The worker has noted it, unless there was nothing to run or its store failed just then.
+    # The worker has written it, unless there was nothing to run or its store failed just then.
     if job.read_json("completed.json") is None:
         job.write_json("completed.json", {"time": time.time()})
     return True
 
 
-def _call_complete(cluster: Cluster, limits: Limits, halt: Callable[[Exception], None]) -> Outcome:
+def _call_complete(cluster: Cluster, limits: Limits, stop: Callable[[Exception], None]) -> Outcome:
     if cluster.runs_inline:
         return cluster.complete()
     call = BackgroundCall(cluster.complete)
     try:
         return call.result(check=limits.check_end)
     except Ended as ended:
-        halt(ended)
+        stop(ended)
         with contextlib.suppress(Exception):
             outcome = call.result(STOP_GRACE)
             if outcome.kind == "done":

@@ -11,8 +11,8 @@ from cortex_dask.runtime.coordinator.heartbeat import Heartbeat
 from cortex_dask.runtime.coordinator.status_board import Document
 from cortex_dask.runtime.coordinator.totals import JobTotals
 
-STOP_CHECK = 1.0  # seconds between two looks for a request to stop
-STOP_GRACE = 6.0  # seconds that what runs gets to answer "stopped"
+STOP_CHECK = 1.0  # seconds between two checks for a request to stop
+STOP_GRACE = 6.0  # seconds in which running splits have to answer "stopped"
 
 
 class Ended(Exception):  # noqa: N818 - a signal within the coordinator
@@ -25,7 +25,7 @@ class Ended(Exception):  # noqa: N818 - a signal within the coordinator
 
 
 class Overtaken(Exception):  # noqa: N818 - a signal within the coordinator
-    """Another coordinator has ended the job, or runs it, since this one was taken for dead."""
+    """Another coordinator has ended the job, or runs it, because this one seemed dead."""
 
     def __init__(self, document: Document) -> None:
         super().__init__(f"another coordinator has taken the job over; its status is {document['status']!r}")
@@ -33,29 +33,20 @@ class Overtaken(Exception):  # noqa: N818 - a signal within the coordinator
 
 
 class Limits:
-    """The checks of one run of a job; each raises :class:`Ended` or :class:`Overtaken` when the job is not to go on.
+    """The checks of one run of a job; each raises :class:`Ended` or :class:`Overtaken` when the job must not go on."""
 
-    Parameters
-    ----------
-    job : JobDirectory
-        Where a request to stop lies.
-    settings : LimitSettings
-        The job's limits.
-    pulse : Pulse
-        Knows whether another coordinator has the job.
-    """
-
-    def __init__(self, job: JobDirectory, settings: LimitSettings, pulse: Heartbeat) -> None:
+    def __init__(self, job: JobDirectory, settings: LimitSettings, heartbeat: Heartbeat, totals: JobTotals) -> None:
         self._job = job
         self._settings = settings
-        self._pulse = pulse
-        self._deadline: float | None = None  # until splits are about to be sent, time does not count
+        self._heartbeat = heartbeat
+        self._totals = totals
+        self._failed_before = 0  # batches that had failed before this run sent its first split
+        self._deadline: float | None = None  # planning does not count
         self._next_stop_check = 0.0
 
-    def begin(self, tally: JobTotals) -> None:
-        """Say that splits are about to be sent: the job's time and its new failures count from now on."""
-        self._tally = tally
-        self._failed_before = tally.failed_batches
+    def start_clock(self) -> None:
+        """Count the job's time and its new failures from now on, as splits are about to be sent."""
+        self._failed_before = self._totals.failed_batches
         self._deadline = time.monotonic() + self._settings.timeout if self._settings.timeout else None
 
     def check(self) -> None:
@@ -73,18 +64,18 @@ class Limits:
         """Check the number of batches that have failed for good."""
         allowed = self._settings.max_failed_batches
         if allowed is not None:
-            bound = allowed if allowed >= 1 or allowed == 0 else allowed * self._tally.total_batches
-            # Whoever goes on with a job that was stopped for its failures has seen them: from then on, new ones count.
-            seen = self._failed_before if self._failed_before > bound else 0
-            if self._tally.failed_batches - seen > bound:
+            bound = allowed if allowed >= 1 or allowed == 0 else allowed * self._totals.total_batches
+            # Who resumes a job that was stopped for its failures knows them: from then on, only new ones count.
+            known = self._failed_before if self._failed_before > bound else 0
+            if self._totals.failed_batches - known > bound:
                 raise Ended(
                     "worker error",
-                    f"stopped early: {_batches(self._tally.failed_batches)} failed for good, "
+                    f"stopped early: {_batches(self._totals.failed_batches)} failed for good, "
                     f"max_failed_batches allows {bound:g}",
                 )
 
     def check_stop(self) -> None:
-        """Look for a request to stop, not more often than is useful."""
+        """Check for a request to stop, if the last check was a moment ago or :meth:`expect_stop` was called."""
         now = time.monotonic()
         if now >= self._next_stop_check:
             self._next_stop_check = now + STOP_CHECK
@@ -93,7 +84,7 @@ class Limits:
                 raise Ended(request["status"], request["reason"])
 
     def expect_stop(self) -> None:
-        """Take in that the job may have been stopped: the next check looks for the request."""
+        """Have the next check read the request to stop: splits have ended as if there were one."""
         self._next_stop_check = 0.0
 
     def _check_time(self) -> None:
@@ -101,14 +92,14 @@ class Limits:
         self._check_overtaken()
         if self._deadline is not None and time.monotonic() > self._deadline:
             with contextlib.suppress(OSError):
-                self._pulse.look()  # the time may have passed while this process slept, and another one ended the job
+                self._heartbeat.check_overtaken()  # another one may have ended the job while this process slept
             self._check_overtaken()
             timeout = self._settings.timeout
             raise Ended("timed out", f"the job took longer than its timeout of {timeout:g} s")
 
     def _check_overtaken(self) -> None:
-        if self._pulse.overtaken is not None:
-            raise Overtaken(self._pulse.overtaken)
+        if self._heartbeat.overtaken is not None:
+            raise Overtaken(self._heartbeat.overtaken)
 
 
 def _batches(number: int) -> str:

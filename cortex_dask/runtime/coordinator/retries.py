@@ -1,6 +1,8 @@
-"""Splits that repeat dead letters: ``plan/retry-0000.jsonl`` …, one file for each retry of a job."""
+"""Splits that repeat failed batches: ``plan/retry-0000.jsonl`` …, one file for each retry of a job."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import orjson
 
@@ -11,35 +13,19 @@ from cortex_dask.runtime.coordinator.totals import JobTotals
 
 
 def read_retries(job: JobDirectory) -> dict[int, Split]:
-    """Return the splits that were planned to repeat dead letters, by number."""
+    """Return the splits that were planned to repeat failed batches, by number."""
     lines = (line for name in _files(job) for line in job.store.read(name).splitlines())
     return {split.number: split for split in (Split.from_json(orjson.loads(line)) for line in lines)}
 
 
 def plan_retries(
-    job: JobDirectory, header: PlanHeader, tally: JobTotals, ledger: Ledger, retries: dict[int, Split]
+    job: JobDirectory, header: PlanHeader, totals: JobTotals, ledger: Ledger, retries: Mapping[int, Split]
 ) -> dict[int, Split]:
-    """Plan one split for each split that has batches in the dead letter, of exactly those batches.
+    """Plan and store one split for each split with failed batches, of exactly those; return the new splits by number.
 
-    Parameters
-    ----------
-    job : JobDirectory
-        Where the splits are stored.
-    header : PlanHeader
-        The plan's.
-    tally : Tally
-        Knows what has failed.
-    ledger : Ledger
-        Knows which retries have been done.
-    retries : dict of int to Split
-        The retries so far; batches that wait in one of them are not planned again.
-
-    Returns
-    -------
-    dict of int to Split
-        The added splits, by number.
+    Batches that one of the earlier ``retries`` is still to repeat are left to it.
     """
-    failed = tally.retryable()
+    failed = totals.retryable()
     waiting = {
         (split.origin, index) for number, split in retries.items() if number not in ledger for index in split.only or ()
     }

@@ -1,8 +1,8 @@
-"""The status document of a job, and the pulse that keeps it fresh.
+"""The status document of a job, made from its totals and from the reports of running splits.
 
 The document has the keys that a Cortex user knows (``status``, ``total_batch_count``, ``batch_metrics``,
 ``worker_counts`` …) and ours beside them. It also says which coordinator runs the job, with a heartbeat, so that a
-second one does not begin by mistake.
+second one does not start by mistake.
 """
 
 from __future__ import annotations
@@ -22,45 +22,60 @@ from cortex_dask.runtime.coordinator.totals import JobTotals
 from cortex_dask.runtime.metrics import describe
 
 Document = dict[str, Any]
+Listener = Callable[[Document], None]
+
+#: A worker that is missing for longer than this is stalled: Cortex' own figure.
+STALLED_SECONDS = 600.0
+
+_STOPPED = ("stopped", "timed out")  # their workers were ended by us: they neither succeeded nor failed
 
 
 class StatusBoard:
-    """The facts behind the status document; written by the coordinator, read by the pulse from its thread."""
+    """The facts behind the status document; written by the coordinator, read by the heartbeat from its thread."""
 
-    def __init__(self, settings: JobSettings) -> None:
+    def __init__(
+        self,
+        settings: JobSettings,
+        totals: JobTotals | None = None,
+        notice: Callable[[], str] = lambda: "",  # what people should know while the job runs
+    ) -> None:
         self._settings = settings
+        self._totals = totals or JobTotals()
+        self._shown_totals = JobTotals()  # none, until the job runs
+        self._notice = notice
         self._lock = threading.Lock()
         self.coordinator_id = uuid.uuid4().hex
         self.status = "enqueuing"
-        self.reason = ""
-        self.notice: Callable[[], str] = lambda: ""  # what people should know while the job runs
-        self.start_time: float | None = None
-        self.end_time: float | None = None
-        self.tally: JobTotals | None = None
-        self.splits_total = 0
-        self.undelivered = 0  # dead letters that could not be delivered where the submission says
-        self._inflight: dict[int, dict[int, dict[str, int]]] = {}  # by split and attempt
-        self._workers = Workers(settings.workers)
-        self._run_began = time.monotonic()
+        self._reason = ""
+        self._start_time: float | None = None
+        self._end_time: float | None = None
+        self._undelivered = 0  # failures that could not be delivered where the submission says
+        self._in_flight: dict[int, dict[int, dict[str, int]]] = {}  # by split and attempt
+        self._workers = WorkerStates(settings.workers)
+        self._run_started = time.monotonic()
         self._batches_before = 0
         self._rows_before = 0
 
-    def begin(self, tally: JobTotals, splits_total: int) -> None:
-        """Say that the plan is made and that splits are about to be sent."""
-        with self._lock:
-            self.tally = tally
-            self.splits_total = splits_total
-            self._workers.want(min(self._settings.workers, max(splits_total, 1)))
-            self._run_began = time.monotonic()
-            self._batches_before, self._rows_before = tally.batches, tally.rows_in
-            self.status = "running"
-            self.start_time = self.start_time or time.time()
+    def resume(self, previous: Document | None) -> None:
+        """Keep the start time of an earlier run of the job, by its last document."""
+        started = None if previous is None else previous.get("start_time")
+        self._start_time = None if started is None else datetime.fromisoformat(started).timestamp()
 
-    def event(self, event: Document) -> None:
-        """Take in a report of a worker."""
+    def start_running(self) -> None:
+        """Set the status ``running``: the plan is made, and splits are about to be sent."""
+        with self._lock:
+            totals = self._shown_totals = self._totals
+            self._workers.set_wanted(min(self._settings.workers, max(totals.planned_splits, 1)))
+            self._run_started = time.monotonic()
+            self._batches_before, self._rows_before = totals.batches, totals.rows_in
+            self.status = "running"
+            self._start_time = self._start_time or time.time()
+
+    def add_event(self, event: Document) -> None:
+        """Record a report of a worker."""
         with self._lock:
             if event["type"] == "progress":
-                self._inflight.setdefault(event["split"], {})[event.get("attempt", 1)] = {
+                self._in_flight.setdefault(event["split"], {})[event.get("attempt", 1)] = {
                     "batches": event.get("batches", 0),
                     "rows": event.get("rows", 0),
                     "failed_attempts": event.get("failed_attempts", 0),
@@ -68,25 +83,29 @@ class StatusBoard:
             elif event["type"] == "slot":
                 self._workers.report(event["slot"], event["state"])
 
-    def attempt_ended(self, split: int, attempt: int) -> None:
+    def remove_attempt(self, split: int, attempt: int) -> None:
         """Forget the progress of an attempt that has ended."""
         with self._lock:
-            attempts = self._inflight.get(split, {})
+            attempts = self._in_flight.get(split, {})
             attempts.pop(attempt, None)
             if not attempts:
-                self._inflight.pop(split, None)
+                self._in_flight.pop(split, None)
 
-    def split_done(self, split: int) -> None:
+    def remove_split(self, split: int) -> None:
         """Forget the progress of all attempts at a split that is in the ledger."""
         with self._lock:
-            self._inflight.pop(split, None)
+            self._in_flight.pop(split, None)
+
+    def set_undelivered(self, count: int) -> None:
+        """Record how many failures could not be delivered."""
+        self._undelivered = count
 
     def end(self, status: str, reason: str = "") -> None:
-        """Say how the job ended."""
+        """Set the final status."""
         with self._lock:
-            self.status, self.reason = status, reason
-            self.end_time = time.time()
-            self._inflight.clear()
+            self.status, self._reason = status, reason
+            self._end_time = time.time()
+            self._in_flight.clear()
 
     def document(self) -> Document:
         """Return the status document of this moment."""
@@ -95,35 +114,32 @@ class StatusBoard:
 
     def metrics(self) -> Document:
         """Return what ``metrics.json`` holds."""
-        totals = self.tally.metrics if self.tally else None
+        metrics = self._shown_totals.metrics
         return {
             "job_id": self._settings.job_id,
             "api_name": self._settings.api_name,
             "time": _iso(time.time()),
-            "metrics": describe(totals.series()) if totals else [],
-            "dropped": totals.dropped if totals else 0,
+            "metrics": describe(metrics.series()),
+            "dropped": metrics.dropped,
         }
 
     @property
     def metrics_version(self) -> int:
         """Grows when there are new metrics."""
-        return self.tally.metrics.version if self.tally else 0
+        return self._shown_totals.metrics.version
 
     def _document(self) -> Document:
-        settings, tally = self._settings, self.tally
-        final = self.status in FINAL_STATUSES
+        settings, totals = self._settings, self._shown_totals
+        is_final = self.status in FINAL_STATUSES
         # Of two attempts at a split only one will count.
-        live = [max(attempts.values(), key=lambda item: item["batches"]) for attempts in self._inflight.values()]
-        done = (tally.batches if tally else 0) + sum(item["batches"] for item in live)
-        failed = tally.failed_batches if tally else 0
-        succeeded = tally.succeeded_batches if tally else 0
-        rows_in = (tally.rows_in if tally else 0) + sum(item["rows"] for item in live)
-        total = max(tally.total_batches, done) if tally else 0
-        elapsed = max((self.end_time or time.time()) - self.start_time, 1e-9) if self.start_time else 0.0
-        run_elapsed = max(time.monotonic() - self._run_began, 1e-9)
+        running = [max(attempts.values(), key=lambda item: item["batches"]) for attempts in self._in_flight.values()]
+        done = totals.batches + sum(item["batches"] for item in running)
+        rows_in = totals.rows_in + sum(item["rows"] for item in running)
+        total = max(totals.total_batches, done)
+        elapsed = max((self._end_time or time.time()) - self._start_time, 1e-9) if self._start_time else 0.0
+        run_elapsed = max(time.monotonic() - self._run_started, 1e-9)
         batch_rate = (done - self._batches_before) / run_elapsed
-        row_rate = (rows_in - self._rows_before) / (run_elapsed if not final else max(elapsed, 1e-9))
-        handled = tally.batches if tally else 0
+        row_rate = (rows_in - self._rows_before) / (run_elapsed if not is_final else max(elapsed, 1e-9))
         return {
             "job_id": settings.job_id,
             "api_name": settings.api_name,
@@ -133,30 +149,30 @@ class StatusBoard:
             "config": settings.job_config,
             "timeout": settings.limits.timeout,
             "status": self.status,
-            "status_reason": self.reason or ("" if final else self.notice()),
+            "status_reason": self._reason or ("" if is_final else self._notice()),
             "total_batch_count": total,
-            "total_batch_count_exact": tally.total_is_exact if tally else False,
+            "total_batch_count_exact": totals.total_is_exact,
             "batches_in_queue": max(total - done, 0),
             "batches_done": done,
-            "failed_batches": failed,
-            "undelivered": self.undelivered,
+            "failed_batches": totals.failed_batches,
+            "undelivered": self._undelivered,
             "batch_metrics": {
-                "succeeded": succeeded + sum(item["batches"] for item in live),
-                "failed": (tally.failed_attempts if tally else 0) + sum(item["failed_attempts"] for item in live),
-                "avg_time_per_batch": tally.handle_seconds / handled if tally and handled else None,
+                "succeeded": totals.succeeded_batches + sum(item["batches"] for item in running),
+                "failed": totals.failed_attempts + sum(item["failed_attempts"] for item in running),
+                "avg_time_per_batch": totals.handle_seconds / totals.batches if totals.batches else None,
             },
-            "worker_counts": self._workers.counts(self.status if final else None),
-            "splits": {"total": self.splits_total, "done": tally.splits if tally else 0},
+            "worker_counts": self._workers.counts(self.status if is_final else None),
+            "splits": {"total": totals.planned_splits, "done": totals.splits},
             "rows_in": rows_in,
-            "rows_out": tally.rows_out if tally else 0,
-            "bytes_out": tally.bytes_out if tally else 0,
-            "parts": tally.parts if tally else 0,
+            "rows_out": totals.rows_out,
+            "bytes_out": totals.bytes_out,
+            "parts": totals.parts,
             "rows_per_second": row_rate,
-            "eta": (total - done) / batch_rate if batch_rate > 0 and not final else None,
+            "eta": (total - done) / batch_rate if batch_rate > 0 and not is_final else None,
             "output": settings.output.url if settings.output else None,
             "created_time": settings.created_time,
-            "start_time": _iso(self.start_time),
-            "end_time": _iso(self.end_time),
+            "start_time": _iso(self._start_time),
+            "end_time": _iso(self._end_time),
             "coordinator": {
                 "id": self.coordinator_id,
                 "host": socket.gethostname(),
@@ -166,26 +182,8 @@ class StatusBoard:
         }
 
 
-def _iso(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-
-
-#: A worker that is waited for longer than this is stalled: Cortex' own figure.
-STALLED_SECONDS = 600.0
-
-_STOPPED = ("stopped", "timed out")  # their workers were ended by us: they neither succeeded nor failed
-
-
-class Workers:
-    """The states of a job's workers, from the reports of slots.
-
-    Parameters
-    ----------
-    wanted : int
-        How many the job asked for.
-    clock : callable
-        Returns the time in seconds.
-    """
+class WorkerStates:
+    """The states of a job's workers, from the reports of slots."""
 
     def __init__(self, wanted: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._wanted = wanted
@@ -195,16 +193,16 @@ class Workers:
         self._count_missing()
 
     def report(self, slot: str, state: str) -> None:
-        """Take in that a slot is ``initializing``, ``running``, ``idle`` or ``failed``."""
+        """Record that a slot is ``initializing``, ``running``, ``idle`` or ``failed``."""
         self._states.pop(slot, None)
         self._states[slot] = state
-        # The slots of a host that has vanished never say so; those that took their places have reported since.
+        # The slots of a host that has vanished never report that; those that replaced them have reported since.
         while len(self._states) > self._wanted:
             del self._states[next(iter(self._states))]
         self._count_missing()
 
-    def want(self, count: int) -> None:
-        """Say how many can be used: no more than there are splits."""
+    def set_wanted(self, count: int) -> None:
+        """Set how many workers can be used: no more than there are splits."""
         self._wanted = count
         self._count_missing()
 
@@ -214,28 +212,15 @@ class Workers:
 
     def _count_missing(self) -> None:
         missing = max(self._wanted - len(self._states), 0)
-        del self._missing[: len(self._missing) - missing]  # who came is taken for the one waited for the longest
+        del self._missing[: len(self._missing) - missing]  # one that came counts as the one waited for the longest
         self._missing += [self._clock()] * (missing - len(self._missing))
 
 
 def count_workers(
     states: Iterable[str], missing_since: Sequence[float], now: float, final_status: str | None = None
 ) -> dict[str, int]:
-    """Count workers as Cortex does.
+    """Count workers as Cortex does: by the states of those that are there, and since when the others are missing.
 
-    Parameters
-    ----------
-    states : iterable of str
-        Of those that are there: ``initializing``, ``running``, ``idle`` (between two splits) or ``failed``.
-    missing_since : sequence of float
-        For each of those that are not there yet, since when.
-    now : float
-        The time, by the same clock.
-    final_status : str, optional
-        The status of a job that has ended; None: it has not.
-
-    Examples
-    --------
     >>> count_workers(["running", "idle"], [0.0, 500.0], now=700.0)
     {'pending': 1, 'initializing': 0, 'running': 2, 'succeeded': 0, 'failed': 0, 'stalled': 1}
     """
@@ -251,3 +236,7 @@ def count_workers(
         for since in missing_since:
             counts["stalled" if now - since > STALLED_SECONDS else "pending"] += 1
     return counts
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""The running totals of a job, made from ledger records; its size does not grow with the batches that succeed."""
+"""The running totals of a job, made from ledger records; their size does not grow with the batches that succeed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ from cortex_dask.runtime.metrics import Totals
 
 
 class JobTotals:
-    """What the ledger adds up to.
+    """What the ledger adds up to; all zero until :meth:`set_plan`."""
 
-    Parameters
-    ----------
-    header : PlanHeader
-        The plan's totals.
-    retries : mapping of int to Split
-        The splits that repeat dead letters, by number: their batches leave the list of failures when they succeed.
-    """
-
-    def __init__(self, header: PlanHeader, retries: Mapping[int, Split]) -> None:
-        self._header = header
-        self._retries = dict(retries)
+    def __init__(self) -> None:
+        self._header: PlanHeader | None = None
+        self._retries: dict[int, Split] = {}
+        self.records = 0  # in the ledger, of planned splits and of retries
         self.splits = 0  # planned splits done
         self.batches = 0  # batches of planned splits done, whether they succeeded or not
         self.failed_attempts = 0
@@ -31,21 +24,27 @@ class JobTotals:
         self.bytes_out = 0
         self.parts = 0
         self.handle_seconds = 0.0
-        #: batches that failed for good: (split of origin, index) -> cause; of malformed lines: (split, -1 - n)
+        #: Batches that failed for good: (split of origin, index) -> cause; malformed lines: (split, -1 - n).
         self.failed: dict[tuple[int, int], str] = {}
-        #: the most rows that any worker's device or memory was large enough for; None: nobody has run out
+        #: The most rows that every worker's device or memory has room for; None: none has run out of memory.
         self.rows_limit: int | None = None
-        #: what the handlers pushed
+        #: The metrics that handlers pushed.
         self.metrics = Totals()
 
+    def set_plan(self, header: PlanHeader, retries: Mapping[int, Split]) -> None:
+        """Set what records refer to: the plan, and the splits that repeat failed batches, by number."""
+        self._header = header
+        self._retries = dict(retries)
+
     def add_retries(self, retries: Mapping[int, Split]) -> None:
-        """Take in further splits that repeat dead letters."""
+        """Add splits that repeat failed batches: these are no failures any more when the split succeeds."""
         self._retries.update(retries)
 
     def add(self, record: SplitRecord) -> None:
         """Add one record of the ledger."""
         retry = self._retries.get(record.split)
         origin = record.split
+        self.records += 1
         if retry is None:
             self.splits += 1
             self.batches += record.batches
@@ -70,6 +69,21 @@ class JobTotals:
             self.bytes_out += record.part.bytes
 
     @property
+    def planned_splits(self) -> int:
+        """Splits of the plan, without retries."""
+        return 0 if self._header is None else self._header.splits
+
+    @property
+    def total_splits(self) -> int:
+        """Splits of the plan and retries: so many records the ledger will have."""
+        return self.planned_splits + len(self._retries)
+
+    @property
+    def splits_left(self) -> int:
+        """Splits that have no record yet."""
+        return self.total_splits - self.records
+
+    @property
     def failed_batches(self) -> int:
         """Batches and malformed lines that failed for good."""
         return len(self.failed)
@@ -77,12 +91,14 @@ class JobTotals:
     @property
     def succeeded_batches(self) -> int:
         """Batches whose rows are committed."""
-        return self.batches - sum(1 for _, index in self.failed if index >= 0)
+        return self.batches - sum(1 for _, index in list(self.failed) if index >= 0)  # read from other threads
 
     @property
     def total_batches(self) -> int:
         """Batches of the whole job; an estimate while the plan could not know and not all splits are done."""
         header = self._header
+        if header is None:
+            return 0
         if header.batches_exact:
             return header.batches
         if self.splits >= header.splits:
@@ -94,16 +110,17 @@ class JobTotals:
     @property
     def total_is_exact(self) -> bool:
         """Whether :attr:`total_batches` is known rather than estimated."""
-        return self._header.batches_exact or self.splits >= self._header.splits
+        header = self._header
+        return header is not None and (header.batches_exact or self.splits >= header.splits)
 
     def retryable(self) -> dict[int, tuple[int, ...]]:
-        """Return the failed batches by split of origin.
+        """Return the failed batches that can be repeated, by split of origin.
 
-        Malformed lines are none: they would fail again. Nor is the unreadable rest of a JSON file: nobody knows how
-        many batches it holds.
+        Malformed lines would fail again, and how many batches the unreadable rest of a JSON file holds is unknown.
         """
+        is_exact = self._header is not None and self._header.batches_exact
         batches: dict[int, list[int]] = {}
         for (split, index), cause in sorted(self.failed.items()):
-            if index >= 0 and (self._header.batches_exact or cause != "unreadable input"):
+            if index >= 0 and (is_exact or cause != "unreadable input"):
                 batches.setdefault(split, []).append(index)
         return {split: tuple(indexes) for split, indexes in batches.items()}

@@ -96,7 +96,7 @@ def test_a_plan_of_packed_files_is_written_and_read_some_megabytes_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cortex_dask.io.job.directory._CHUNK", 10_000)
-    monkeypatch.setattr("cortex_dask.runtime.coordinator.split_queue._PIECES", 100)
+    monkeypatch.setattr("cortex_dask.runtime.coordinator.split_queue._CHUNK_PIECES", 100)
     pieces = tuple(tiny(number).piece for number in range(30))
     splits = [Split(number, pieces, 300, 1, 6000) for number in range(20)]
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
@@ -121,4 +121,4 @@ def test_a_plan_of_packed_files_is_written_and_read_some_megabytes_at_a_time(
         found.append(split.number)
         assert read <= 4 * (1 + len(found) // 4) + 4
     assert found == [number for number in range(20) if number != 7]
-    assert source.empty
+    assert source.next(in_order=False) is None

@@ -38,14 +38,19 @@ def parts(tmp_path):
 
 def commit(parts, records: list[SplitRecord]) -> None:
     job, output, committed, errors = parts
-    committer = Committer(job, Ledger(job.store), output, committed.append, errors.append)
+
+    def report(result: SplitRecord | Exception) -> None:
+        (errors if isinstance(result, Exception) else committed).append(result)
+
+    committer = Committer(job, Ledger(job.store), output, None, report)
+    committer.start()
     for record in records:
         committer.commit(record)
     committer.close()
 
 
 def test_parts_are_published_and_what_was_staged_is_removed_a_number_at_a_time(parts, monkeypatch):
-    monkeypatch.setattr("cortex_dask.runtime.coordinator.committer._DELETED", 10)
+    monkeypatch.setattr("cortex_dask.runtime.coordinator.committer._DELETED_AT_ONCE", 10)
     monkeypatch.setattr("cortex_dask.runtime.coordinator.committer.SEGMENT_RECORDS", 7)
     _, output, committed, _ = parts
     commit(parts, [staged(output, split, "a") for split in range(35)])

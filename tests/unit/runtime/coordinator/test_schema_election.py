@@ -6,36 +6,36 @@ from cortex_dask.runtime.coordinator.schema_election import SchemaElection
 
 
 def election(done: set[int] | None = None) -> SchemaElection:
-    return SchemaElection(None, needed=True, is_done=(done or set()).__contains__)
+    return SchemaElection(needed=True, is_done=(done or set()).__contains__)
 
 
-def test_one_split_runs_until_the_schema_is_settled():
+def test_one_split_runs_until_the_schema_is_decided():
     state = election()
-    assert state.window(5) == 1
+    assert state.limit_window(5) == 1
     state.propose(0, "first")
     assert state.winner() == "first"
-    state.settle("first")
-    assert (state.window(5), state.is_open, state.schema) == (5, False, "first")
+    state.decide("first")
+    assert (state.limit_window(5), state.is_open, state.schema) == (5, False, "first")
 
 
 def test_a_first_batch_without_output_releases_the_others_but_their_proposals_wait():
     state = election()
-    state.no_output()
-    assert state.window(5) == 5
+    state.report_no_output()
+    assert state.limit_window(5) == 5
     state.propose(2, "third")
     assert state.winner() is None
-    state.finished(0)
+    state.finish(0)
     state.propose(1, "second")
     assert state.winner() == "second"
 
 
 def test_timing_does_not_matter():
     late = election()
-    late.no_output()
+    late.report_no_output()
     for split in (3, 1, 2):
         late.propose(split, str(split))
     assert late.winner() is None
-    late.finished(0)
+    late.finish(0)
     assert late.winner() == "1"
 
 
@@ -46,5 +46,5 @@ def test_splits_that_the_ledger_holds_have_no_say():
 
 
 def test_without_output_nothing_is_held_back():
-    state = SchemaElection(None, needed=False, is_done=lambda split: False)
-    assert (state.is_open, state.window(5), state.winner()) == (False, 5, None)
+    state = SchemaElection(needed=False, is_done=lambda split: False)
+    assert (state.is_open, state.limit_window(5), state.winner()) == (False, 5, None)
