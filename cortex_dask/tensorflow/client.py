@@ -61,7 +61,7 @@ def connect(settings: JobSettings, directory: str | None = None) -> PredictClien
     """
     models = Models.from_settings(settings.handler.extra.get("models") or {}, directory)
     if url := os.environ.get(SERVING_VARIABLE):
-        from cortex_dask.tensorflow.serving import ServingClient
+        from cortex_dask.tensorflow.serving import ServingClient  # imports http.client, which takes a moment
 
         return ServingClient(url, models)
     if importlib.util.find_spec("tensorflow") is None:

@@ -218,7 +218,7 @@ class Gateway(GatewayCluster):
 
     def detach(self, job_url: str, settings: JobSettings, *, retry: bool = False) -> None:
         """Create a cluster, and start a coordinator on its scheduler's host, which closes it after the job."""
-        from cortex_dask.clusters.detached.scheduler import send_coordinator
+        from cortex_dask.clusters.detached.scheduler import send_coordinator  # imports distributed
 
         self._job_url, self._settings, self._is_detached = job_url, settings, True
         try:
