@@ -60,7 +60,7 @@ def _text(job_url: str, settings: Any, *, runner_only: bool, created: bool) -> s
     from cortex_dask.clusters.kubernetes.options import KubernetesOptions
     from cortex_dask.clusters.kubernetes.preflight import check_paths
 
-    options = KubernetesOptions.of(settings)
+    options = KubernetesOptions.from_settings(settings)
     cluster = make_dask_cluster(job_url, settings, options)
     check_paths(job_url, settings, cluster)
     documents = [make_runner_job(job_url, settings, options), *([] if runner_only else [cluster])]

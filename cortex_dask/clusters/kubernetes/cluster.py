@@ -54,7 +54,7 @@ class Kubernetes(DaskCluster):
 
     def connect(self) -> Client:
         """Create the cluster, or take over that of an earlier coordinator, and connect to its scheduler."""
-        options = KubernetesOptions.of(self.settings)
+        options = KubernetesOptions.from_settings(self.settings)
         deadline = time.monotonic() + options.start_timeout
         self.threads_per_worker = slots_per_worker(self.settings.compute)
         api = self._api = KubeApi(namespace=options.namespace, kubeconfig=options.kubeconfig, context=options.context)
@@ -133,10 +133,9 @@ class Kubernetes(DaskCluster):
         assert self._cluster is not None
         self._requested = workers
         deadline = time.monotonic() + _CREATION_SECONDS
-        while (
-            not self._cluster.has_all_workers() and time.monotonic() < deadline and not self.closing.wait(_POLL_SECONDS)
-        ):
-            pass
+        while not self._cluster.has_all_workers() and time.monotonic() < deadline:
+            if self.closing.wait(_POLL_SECONDS):
+                break
         names = self._cluster.workers()
         if len(names) <= workers:
             self._cluster.scale_up(workers)
@@ -172,7 +171,7 @@ class Kubernetes(DaskCluster):
         try:
             left = None if cluster is None else cluster.remove()
         except ClusterError as error:
-            seconds = KubernetesOptions.of(self.settings).idle_timeout
+            seconds = KubernetesOptions.from_settings(self.settings).idle_timeout
             _log.warning(
                 "%s; the cluster %s is removed by the Dask operator when it has been idle for %.0f s, or by "
                 "cortex-dask clusters gc",

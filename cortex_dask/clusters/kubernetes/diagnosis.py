@@ -33,12 +33,12 @@ class PodProblem:
 
 
 def is_being_deleted(item: Mapping[str, Any]) -> bool:
-    """Whether an object is being deleted."""
+    """Return whether an object is being deleted."""
     return "deletionTimestamp" in item["metadata"]
 
 
 def is_ready(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod runs and answers."""
+    """Return whether a pod runs and answers."""
     conditions = {item["type"]: item["status"] for item in pod.get("status", {}).get("conditions") or ()}
     return conditions.get("Ready") == "True" and not is_being_deleted(pod)
 

@@ -126,7 +126,7 @@ def make_dask_cluster(
         "scheduler": {**scheduler, "service": {"type": "ClusterIP", "selector": selector, "ports": ports}},
         "worker": {"replicas": 0, **worker},
     }
-    # A coordinator that finds the cluster of an earlier one compares it with its own by this.
+    # By this a coordinator compares the cluster of an earlier one with what it would create.
     metadata["annotations"]["cortex-dask/fingerprint"] = _digest(json.dumps(spec, sort_keys=True))
     return {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskCluster", "metadata": metadata, "spec": spec}
 
@@ -166,15 +166,8 @@ def make_pod(template: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _worker_template(settings: JobSettings, options: KubernetesOptions) -> dict[str, Any]:
     compute = settings.compute
-    args = [
-        "dask",
-        "worker",
-        "--name",
-        "$(DASK_WORKER_NAME)",
-        "--nthreads",
-        str(slots_per_worker(compute)),
-        "--no-nanny",
-    ]
+    args = ["dask", "worker", "--name", "$(DASK_WORKER_NAME)"]
+    args += ["--nthreads", str(slots_per_worker(compute)), "--no-nanny"]
     args += ["--memory-limit", "0"]  # supervisors watch the memory of handler processes, which hold the rows
     args += ["--no-dashboard", "--dashboard-address", ":8788"]
     if compute.gpu:
@@ -191,7 +184,7 @@ def _worker_template(settings: JobSettings, options: KubernetesOptions) -> dict[
     if compute.shm:
         size = _bytes(compute.shm * slots_per_worker(compute))
         spec["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}}]
-        container["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]  # noqa: S108 - not a file of ours
+        container["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]  # noqa: S108 - a mount, no temporary file
     template = _with_templates({"spec": spec}, options, "worker")
     if compute.node_groups:
         template["spec"] = with_node_groups(template["spec"], compute.node_groups, options.node_group_label)

@@ -52,7 +52,7 @@ class KubernetesOptions:
         return self.service_account or _RUNNER_ACCOUNT
 
     @classmethod
-    def of(cls, settings: JobSettings) -> KubernetesOptions:
+    def from_settings(cls, settings: JobSettings) -> KubernetesOptions:
         """Return the options of a job, or raise SpecError: no image, an unknown option, an impossible value."""
         given = settings.cluster.options if settings.cluster.name == "kubernetes" else {}
         options = {**check_options(given), **(dict.fromkeys(_SUBMITTER_OPTIONS) if _is_runner() else {})}

@@ -63,7 +63,7 @@ def start_runner(job_url: str, settings: JobSettings, *, retry: bool = False) ->
 
     Raises SpecError if the job cannot run in pods, ClusterError if Kubernetes refuses it.
     """
-    options = KubernetesOptions.of(settings)
+    options = KubernetesOptions.from_settings(settings)
     with KubeApi(namespace=options.namespace, kubeconfig=options.kubeconfig, context=options.context) as api:
         options = dataclasses.replace(options, namespace=api.namespace)
         cluster = make_dask_cluster(job_url, settings, options)

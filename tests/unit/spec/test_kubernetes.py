@@ -33,7 +33,7 @@ def options(
     handler = HandlerSettings("project", extra={"image": of_api} if of_api else {})
     cluster = ClusterSettings("kubernetes", options=given, kubernetes=kubernetes or {})
     dataset = DatasetInput(("s3://in",))
-    return KubernetesOptions.of(JobSettings("j", "demo", "a", "2026", handler, dataset, cluster=cluster))
+    return KubernetesOptions.from_settings(JobSettings("j", "demo", "a", "2026", handler, dataset, cluster=cluster))
 
 
 # cortex.yaml ----------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_options_of_another_kind_of_cluster_are_not_for_us() -> None:
         cluster=ClusterSettings("gateway", options={"worker_cores": 2}),
     )
 
-    assert KubernetesOptions.of(settings).image == "image:1"
+    assert KubernetesOptions.from_settings(settings).image == "image:1"
 
 
 def test_an_image_is_needed() -> None:

@@ -46,7 +46,7 @@ def settings(**said: Any) -> JobSettings:
 
 
 def cluster_of(job: JobSettings) -> dict[str, Any]:
-    return make_dask_cluster(URL, job, KubernetesOptions.of(job))
+    return make_dask_cluster(URL, job, KubernetesOptions.from_settings(job))
 
 
 def container_of(manifest: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def test_the_scheduler_asks_for_no_gpu() -> None:
     assert container_of(manifest, "worker")["resources"]["limits"]["nvidia.com/gpu"] == 4
     for container in (
         container_of(manifest, "scheduler"),
-        container_of(make_runner_job(URL, job, KubernetesOptions.of(job)), "runner"),
+        container_of(make_runner_job(URL, job, KubernetesOptions.from_settings(job)), "runner"),
     ):
         assert "limits" not in container["resources"]
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}
@@ -191,7 +191,9 @@ def test_whose_a_cluster_is() -> None:
     assert "ownerReferences" not in metadata
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "a", "uid": "u"}
     job = settings()
-    assert make_dask_cluster(URL, job, KubernetesOptions.of(job), owner=owner)["metadata"]["ownerReferences"] == [owner]
+    assert make_dask_cluster(URL, job, KubernetesOptions.from_settings(job), owner=owner)["metadata"][
+        "ownerReferences"
+    ] == [owner]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_secrets_are_named_and_no_value_of_the_handler_is_there() -> None:
         config={"password": "hunter3"},
         kubernetes={"env_from": [{"secret": "aws"}, {"config_map": "plain"}], "env": {"REGION": "eu-west-1"}},
     )
-    options = KubernetesOptions.of(job)
+    options = KubernetesOptions.from_settings(job)
     cluster, runner = make_dask_cluster(URL, job, options), make_runner_job(URL, job, options)
 
     assert "hunter" not in json.dumps([cluster, runner])
@@ -264,7 +266,7 @@ def test_templates_are_laid_over_the_pods() -> None:
             "runner": {"metadata": {"labels": {"b": "runner"}}, "spec": {"priorityClassName": "high"}},
         }
     )
-    options = KubernetesOptions.of(job)
+    options = KubernetesOptions.from_settings(job)
     cluster, runner = make_dask_cluster(URL, job, options), make_runner_job(URL, job, options)
     worker, scheduler, template = cluster["spec"]["worker"], cluster["spec"]["scheduler"], runner["spec"]["template"]
 
@@ -285,7 +287,7 @@ def test_templates_are_laid_over_the_pods() -> None:
 
 def test_a_runner_is_started_again() -> None:
     job = settings()
-    manifest = make_runner_job(URL, job, KubernetesOptions.of(job), retry=True)
+    manifest = make_runner_job(URL, job, KubernetesOptions.from_settings(job), retry=True)
     pod = manifest["spec"]["template"]["spec"]
 
     assert manifest["metadata"]["name"] == cluster_of(job)["metadata"]["name"]
@@ -314,7 +316,7 @@ def test_the_published_schemas_take_the_runner_and_all_pods(version: str) -> Non
         },
         options={"image_pull_policy": "Always"},
     )
-    options = KubernetesOptions.of(job)
+    options = KubernetesOptions.from_settings(job)
     cluster, runner = make_dask_cluster(URL, job, options), make_runner_job(URL, job, options)
     pods = [make_pod(template, "x") for template in (cluster["spec"]["worker"], cluster["spec"]["scheduler"])]
 

@@ -44,7 +44,7 @@ def test_fields_that_a_server_dropped(sent: Any, made: Any, paths: list[str]) ->
 
 
 def manifest(settings: JobSettings) -> dict[str, Any]:
-    return make_dask_cluster("s3://bucket/jobs/j", settings, KubernetesOptions.of(settings))
+    return make_dask_cluster("s3://bucket/jobs/j", settings, KubernetesOptions.from_settings(settings))
 
 
 def test_paths_of_this_machine_are_refused() -> None:
