@@ -1,295 +1,40 @@
-"""Submitting jobs, and finding them again: the client of one environment, and ``run`` and ``submit`` for notebooks.
+"""Submitting jobs and finding them again: ``run`` and ``submit`` for notebooks, and the client of one environment.
 
-The story of a submission: :func:`run` → :meth:`Client.begin` (resolve the submission, create the job directory) →
-:meth:`Job.start <cortex_dask.job.Job.start>` → :func:`cortex_dask.runtime.coordinator.coordinator.run_job`.
+The first file of the main path. A submission is resolved, its job directory is made, a coordinator is started, and the
+job is shown until it has ended. The next file is ``spec/resolution.py``, which resolves the submission.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
+from cortex_dask import environments, preview
 from cortex_dask.catalog import Catalog
-from cortex_dask.deployments import ApiClient
+from cortex_dask.deployments import Deployments
 from cortex_dask.display import Display, SilentDisplay, choose
-from cortex_dask.errors import JobNotFoundError, JobRunningError, SpecError
-from cortex_dask.io.job.directory import JobDirectory
-from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.environments import Environment
+from cortex_dask.errors import JobRunningError, SpecError
+from cortex_dask.io.job.logs import to_text
+from cortex_dask.io.job.settings import ClusterSettings
 from cortex_dask.io.store.store import Store
 from cortex_dask.job import Job
+from cortex_dask.runtime.cluster import Cluster
 from cortex_dask.runtime.worker.devices import capacity
+from cortex_dask.spec import resolution
+from cortex_dask.spec.resolution import ResolvedJob
 from cortex_dask.spec.submission import Options, spelt_out
-
-if TYPE_CHECKING:
-    from cortex_dask.environments import Environment
-    from cortex_dask.io.job.settings import ClusterSettings
-    from cortex_dask.preview import DryRun
-    from cortex_dask.runtime.cluster import Cluster
-    from cortex_dask.spec.resolution import ResolvedJob
 
 Target = type | str | Path
 Input = str | Path | Sequence[str | Path]
 Output = str | Path | Mapping[str, Any]
 
 #: Clusters whose workers are started for the job.
-_BOUGHT = ("gateway", "kubernetes")
-
-
-class Client(ApiClient):
-    """The APIs and jobs of one environment.
-
-    ::
-
-        client = cx.Client()
-        job = client.get_job("digits", "latest")
-        client.list_jobs("digits")
-
-    Parameters
-    ----------
-    env : str or Environment, optional
-        The environment, or its name; None: the default one.
-    """
-
-    def __init__(self, env: str | Environment | None = None) -> None:
-        if env is None or isinstance(env, str):
-            from cortex_dask import environments
-
-            self.environment, self._flag = environments.current(env), env
-        else:
-            self.environment, self._flag = env, env.name
-        self._store = Store(self.environment.store)
-        self._jobs = Catalog(self._store, self._flag)
-
-    def __repr__(self) -> str:
-        return f"<Client {self.environment.name}: {self._store.url}>"
-
-    # submitting -----------------------------------------------------------------------------------------------------
-
-    @spelt_out
-    def run(
-        self,
-        target: Target,
-        input: Input | None = None,
-        output: Output | None = None,
-        *,
-        cluster: str | Cluster | None = None,
-        progress: bool = True,
-        **options: Unpack[Options],
-    ) -> Job:
-        """Run a job and wait for it; see :func:`cortex_dask.run`."""
-        resolved = self.resolve(target, input, output, options)
-        if resolved.dry_run:
-            return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
-        display = choose(progress=progress, environment=self._flag)
-        job = self.begin(resolved, cluster=cluster, display=display)
-        attend(job, display)
-        job.raise_unless_complete()
-        return job
-
-    @spelt_out
-    def submit(
-        self,
-        target: Target,
-        input: Input | None = None,
-        output: Output | None = None,
-        *,
-        cluster: str | Cluster | None = None,
-        **options: Unpack[Options],
-    ) -> Job:
-        """Start a job and return at once; see :func:`cortex_dask.submit`."""
-        resolved = self.resolve(target, input, output, options)
-        if resolved.dry_run:
-            return _dry_run(resolved)  # type: ignore[return-value]  # only who asks for it gets a report
-        return self.begin(resolved, cluster=cluster, display=SilentDisplay())
-
-    @spelt_out
-    def detach(
-        self,
-        target: Target,
-        input: Input | None = None,
-        output: Output | None = None,
-        *,
-        cluster: str | None = None,
-        **options: Unpack[Options],
-    ) -> Job:
-        """Start a job in a process of its own, which goes on when this one ends, and return at once.
-
-        Takes what :func:`cortex_dask.submit` takes. :meth:`Job.stop` stops it, from anywhere.
-        """
-        resolved = self.resolve(target, input, output, options)
-        if resolved.dry_run:
-            return _dry_run(resolved)  # type: ignore[return-value]  # as above
-        return self.begin(resolved, cluster=cluster, display=SilentDisplay(), detach=True)
-
-    def begin(
-        self,
-        resolved: ResolvedJob,
-        *,
-        cluster: str | Cluster | None,
-        display: Display,
-        warn: Callable[[str], None] | None = None,
-        detach: bool = False,
-    ) -> Job:
-        """Make the job, or find it, and start its coordinator unless it is complete or runs already.
-
-        The coordinator runs in this process, or with ``detach`` in one of its own.
-        """
-        for warning in resolved.warnings:
-            (warn or _warn)(warning)
-        job, is_new = self.create(resolved, cluster=cluster)
-        document = {} if is_new else job.describe()
-        if is_new or not (document["status"] in ("succeeded", "completed with failures") or job.is_live(document)):
-            if detach:
-                job.start_detached()
-            else:
-                job.start(display=display)
-        return job
-
-    def resolve(self, target: Target, source: Input | None, output: Output | None, options: Options) -> ResolvedJob:
-        """Check a submission and pack its project; nothing is written."""
-        from cortex_dask.spec import resolution
-
-        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        made_of = _mapping(given.pop("cluster_options", {}))
-        resolved = resolution.resolve(self._meant(target), input=source, output=output, **given)
-        where = dataclasses.replace(resolved.settings.cluster, options=made_of)
-        return dataclasses.replace(resolved, settings=dataclasses.replace(resolved.settings, cluster=where))
-
-    def _meant(self, target: Any) -> Any:
-        """Return the deployed API of this name, unless a project here is called like that."""
-        from cortex_dask.spec.target import CONFIG_FILES
-
-        if not isinstance(target, str):
-            return target
-        path = Path(target).expanduser()
-        if path.is_file() or any((path / name).is_file() for name in CONFIG_FILES):
-            return target
-        return self.deployed_target(target) or target  # what is wrong with it is said as of any path
-
-    def settle(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[ResolvedJob, Job]:
-        """Settle where a job runs and how large it is; and return it with its job; nothing is written."""
-        used = cluster if isinstance(cluster, str) and cluster != "inline" else self.environment.cluster
-        known = {"name": self.environment.name, "cluster": used}
-        where = self._place(resolved.settings.cluster, cluster)
-        settings = dataclasses.replace(resolved.settings, environment=known, cluster=where)
-        if not settings.workers_said and where.name in _BOUGHT:
-            settings = dataclasses.replace(settings, workers=1)  # as Cortex does: nothing costs money unasked
-        elif not settings.workers_said and where.name == "local" and (most := capacity(settings.compute)):
-            settings = dataclasses.replace(settings, workers=min(settings.workers, most))
-        resolved = dataclasses.replace(resolved, settings=settings)
-        return resolved, self._jobs.handle(settings.api_name, settings.job_id, cluster)
-
-    def create(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[Job, bool]:
-        """Make the job directory.
-
-        Returns
-        -------
-        Job, bool
-            The job, and whether it is new. The same submission under the same job id gives the job that is there.
-
-        Raises
-        ------
-        SpecError
-            If another submission has this job id.
-        """
-        resolved, job = self.settle(resolved, cluster=cluster)
-        settings, where = resolved.settings, resolved.settings.cluster
-        directory = JobDirectory(job.url)
-        try:
-            before = directory.settings()
-        except JobNotFoundError:
-            self._jobs.index.note(settings)
-            try:
-                create_directory(directory, resolved)
-            except FileExistsError:  # somebody has submitted it at the same moment
-                check_same(directory.settings(), settings)
-                return job, False
-            return job, True
-        check_same(before, settings)
-        if before.cluster != where and not job.is_live():
-            directory.move(dataclasses.replace(before, cluster=where, environment=settings.environment))
-        return job, False
-
-    def move(self, job: Job, *, cluster: str | None, options: Mapping[str, Any] | None = None) -> None:
-        """Let a job that does not run go on elsewhere, when it is resumed.
-
-        Parameters
-        ----------
-        job : Job
-            The job.
-        cluster : str, optional
-            Where; None: where it was.
-        options : mapping, optional
-            How that cluster is made; they go over those of the environment.
-
-        Raises
-        ------
-        JobRunningError
-            If the job runs.
-        """
-        if job.is_live():
-            raise JobRunningError(f"the job {job.job_id} is running: stop it first, then let it go on elsewhere")
-        before = job.settings
-        given = dataclasses.replace(before.cluster, options=_mapping(options or {}))
-        JobDirectory(job.url).move(
-            dataclasses.replace(before, cluster=self._place(given, cluster or before.cluster.name))
-        )
-        job.forget()
-
-    def _place(self, given: ClusterSettings, cluster: str | Cluster | None) -> ClusterSettings:
-        """Return where a job runs: what the submission says over what the environment says."""
-        name = cluster if isinstance(cluster, str) else getattr(cluster, "name", None) or self.environment.cluster
-        usual = self.environment.cluster_options if name == self.environment.cluster else {}
-        return dataclasses.replace(
-            given, name=name, options={**usual, **given.options}, gateway=dict(self.environment.gateway)
-        )
-
-    # finding --------------------------------------------------------------------------------------------------------
-
-    def list_jobs(self, api_name: str | None = None) -> list[Job]:
-        """Return the jobs of one API, or of all, the newest first.
-
-        Raises
-        ------
-        JobNotFoundError
-            If the API has no jobs here.
-        """
-        return self._jobs.newest_first(api_name)
-
-    def describe_jobs(self, api_name: str | None = None) -> list[dict[str, Any]]:
-        """Return the status documents of :meth:`list_jobs`."""
-        return [document for _, document in self._jobs.described(api_name)]
-
-    def get_job(self, api_name: str, job_id: str) -> Job:
-        """Return a job.
-
-        Parameters
-        ----------
-        api_name : str
-            The API's name.
-        job_id : str
-            The job's id, the beginning of it if that is unambiguous, or ``"latest"``.
-
-        Raises
-        ------
-        JobNotFoundError
-            If there is none, or if several ids begin like this.
-        """
-        return self._jobs.get(api_name, job_id)
-
-    def stop_job(self, api_name: str, job_id: str) -> None:
-        """Stop a job; see :meth:`Job.stop`."""
-        self.get_job(api_name, job_id).stop()
-
-    def stream_job_logs(self, api_name: str, job_id: str) -> Iterator[str]:
-        """Yield the lines of a job's log as text until the job has ended."""
-        from cortex_dask.io.job.logs import to_text
-
-        for line in self.get_job(api_name, job_id).log_lines(follow=True):
-            yield to_text(line)
+_PAID_CLUSTERS = ("gateway", "kubernetes")
 
 
 @spelt_out
@@ -410,34 +155,329 @@ def submit(
     return Client(env).submit(target, input, output, cluster=cluster, **options)
 
 
-def create_directory(directory: JobDirectory, resolved: ResolvedJob) -> None:
-    """Write what makes a job: handler and items first, then ``job.json``, for no job exists without them.
+class Client:
+    """The APIs and jobs of one environment.
 
-    Raises
-    ------
-    FileExistsError
-        If the directory holds a job already.
+    ::
+
+        client = cx.Client()
+        job = client.get_job("digits", "latest")
+        client.list_jobs("digits")
+
+    Parameters
+    ----------
+    env : str or Environment, optional
+        The environment, or its name; None: the default one.
     """
-    if resolved.archive is not None:
-        directory.store.write(f"project/{resolved.archive.hash}.tar.gz", resolved.archive.data)
-    if resolved.pickled is not None:
-        directory.store.write("handler.pkl", resolved.pickled)
-    if resolved.items is not None:
-        resolved.items.write(directory.store)
-    directory.create(resolved.settings)
+
+    def __init__(self, env: str | Environment | None = None) -> None:
+        #: The environment's name where commands in messages have to give it; None: the default environment.
+        self._flag = env.name if isinstance(env, Environment) else env
+        self.environment = env if isinstance(env, Environment) else environments.current(env)
+        self._store = Store(self.environment.store)
+        self.catalog = Catalog(self._store, self._flag)
+        self.deployments = Deployments(self._store, self.catalog)
+
+    def __repr__(self) -> str:
+        return f"<Client {self.environment.name}: {self._store.url}>"
+
+    @spelt_out
+    def run(
+        self,
+        target: Target,
+        input: Input | None = None,
+        output: Output | None = None,
+        *,
+        cluster: str | Cluster | None = None,
+        progress: bool = True,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Run a job and wait for it; see :func:`cortex_dask.run`."""
+        resolved = self.resolve(target, input, output, options)
+        if resolved.dry_run:
+            return preview.dry_run(resolved)  # type: ignore[return-value]  # a report for those who ask for one
+        display = choose(progress=progress, environment=self._flag)
+        job = self.start(resolved, cluster=cluster, display=display)
+        watch_job(job, display)
+        job.raise_unless_complete()
+        return job
+
+    @spelt_out
+    def submit(
+        self,
+        target: Target,
+        input: Input | None = None,
+        output: Output | None = None,
+        *,
+        cluster: str | Cluster | None = None,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Start a job and return at once; see :func:`cortex_dask.submit`."""
+        resolved = self.resolve(target, input, output, options)
+        if resolved.dry_run:
+            return preview.dry_run(resolved)  # type: ignore[return-value]  # as above
+        return self.start(resolved, cluster=cluster, display=SilentDisplay())
+
+    @spelt_out
+    def detach(
+        self,
+        target: Target,
+        input: Input | None = None,
+        output: Output | None = None,
+        *,
+        cluster: str | None = None,
+        **options: Unpack[Options],
+    ) -> Job:
+        """Start a job in a process of its own, which outlives this one, and return at once.
+
+        Takes what :func:`cortex_dask.submit` takes. :meth:`Job.stop` stops it, from anywhere.
+        """
+        resolved = self.resolve(target, input, output, options)
+        if resolved.dry_run:
+            return preview.dry_run(resolved)  # type: ignore[return-value]  # as above
+        return self.start(resolved, cluster=cluster, display=SilentDisplay(), detach=True)
+
+    def resolve(self, target: Target, source: Input | None, output: Output | None, options: Options) -> ResolvedJob:
+        """Check a submission and pack its project; nothing is written."""
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        cluster_options = _check_cluster_options(given.pop("cluster_options", {}))
+        resolved = resolution.resolve(self.deployments.choose_target(target), input=source, output=output, **given)
+        where = dataclasses.replace(resolved.settings.cluster, options=cluster_options)
+        return dataclasses.replace(resolved, settings=dataclasses.replace(resolved.settings, cluster=where))
+
+    def start(
+        self,
+        resolved: ResolvedJob,
+        *,
+        cluster: str | Cluster | None,
+        display: Display,
+        warn: Callable[[str], None] | None = None,
+        detach: bool = False,
+    ) -> Job:
+        """Make the job or find it, and start its coordinator unless the job is complete or runs already.
+
+        The coordinator runs in this process, or with ``detach`` in one of its own.
+        """
+        for warning in resolved.warnings:
+            (warn or _warn)(warning)
+        job, is_new = self.create(resolved, cluster=cluster)
+        document = {} if is_new else job.describe()
+        if is_new or not (document["status"] in ("succeeded", "completed with failures") or job.is_live(document)):
+            if detach:
+                job.start_detached()
+            else:
+                job.start(display=display)
+        return job
+
+    def create(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[Job, bool]:
+        """Make the job directory, or find that of the same submission; return the job and whether it is new."""
+        resolved, job = self.place(resolved, cluster=cluster)
+        return job, self.catalog.create(job, resolved)
+
+    def place(self, resolved: ResolvedJob, *, cluster: str | Cluster | None = None) -> tuple[ResolvedJob, Job]:
+        """Decide where a job runs and with how many workers, and return it with its handle; nothing is written."""
+        used = cluster if isinstance(cluster, str) and cluster != "inline" else self.environment.cluster
+        known = {"name": self.environment.name, "cluster": used}
+        where = self._cluster_settings(resolved.settings.cluster, cluster)
+        settings = dataclasses.replace(resolved.settings, environment=known, cluster=where)
+        if not settings.workers_said and where.name in _PAID_CLUSTERS:
+            settings = dataclasses.replace(settings, workers=1)  # as in Cortex: nothing costs money unasked
+        elif not settings.workers_said and where.name == "local" and (most := capacity(settings.compute)):
+            settings = dataclasses.replace(settings, workers=min(settings.workers, most))
+        resolved = dataclasses.replace(resolved, settings=settings)
+        return resolved, self.catalog.handle(settings.api_name, settings.job_id, cluster)
+
+    def move(self, job: Job, *, cluster: str | None, options: Mapping[str, Any] | None = None) -> None:
+        """Let a job that does not run be resumed on another cluster, or on one with other options."""
+        if job.is_live():
+            raise JobRunningError(f"the job {job.job_id} is running: stop it first, then let it go on elsewhere")
+        before = job.settings
+        given = dataclasses.replace(before.cluster, options=_check_cluster_options(options or {}))
+        where = self._cluster_settings(given, cluster or before.cluster.name)
+        job.move(dataclasses.replace(before, cluster=where))
+
+    def _cluster_settings(self, given: ClusterSettings, cluster: str | Cluster | None) -> ClusterSettings:
+        """Return where a job runs: what the submission says over what the environment says."""
+        name = cluster if isinstance(cluster, str) else getattr(cluster, "name", None) or self.environment.cluster
+        usual = self.environment.cluster_options if name == self.environment.cluster else {}
+        return dataclasses.replace(
+            given, name=name, options={**usual, **given.options}, gateway=dict(self.environment.gateway)
+        )
+
+    def list_jobs(self, api_name: str | None = None) -> list[Job]:
+        """Return the jobs of one API, or of all, the newest first.
+
+        Raises
+        ------
+        JobNotFoundError
+            If the API has no jobs here.
+        """
+        return self.catalog.newest_first(api_name)
+
+    def describe_jobs(self, api_name: str | None = None) -> list[dict[str, Any]]:
+        """Return the status documents of :meth:`list_jobs`."""
+        return [document for _, document in self.catalog.described(api_name)]
+
+    def get_job(self, api_name: str, job_id: str) -> Job:
+        """Return a job.
+
+        Parameters
+        ----------
+        api_name : str
+            The API's name.
+        job_id : str
+            The job's id, the beginning of it if that is unambiguous, or ``"latest"``.
+
+        Raises
+        ------
+        JobNotFoundError
+            If there is none, or if several ids begin like this.
+        """
+        return self.catalog.get(api_name, job_id)
+
+    def stop_job(self, api_name: str, job_id: str) -> None:
+        """Stop a job; see :meth:`Job.stop`."""
+        self.get_job(api_name, job_id).stop()
+
+    def stream_job_logs(self, api_name: str, job_id: str) -> Iterator[str]:
+        """Yield the lines of a job's log as text until the job has ended."""
+        yield from map(to_text, self.get_job(api_name, job_id).log_lines(follow=True))
+
+    def deploy(
+        self,
+        api_spec: Mapping[str, Any] | str | os.PathLike[str],
+        project_dir: str | os.PathLike[str] | None = None,
+        force: bool = True,
+        wait: bool = False,
+    ) -> dict[str, Any]:
+        """Deploy an API, or a new version of it; the same again changes nothing.
+
+        ::
+
+            client.deploy({"name": "digits", "kind": "BatchAPI", "handler": {"path": "handler.py"}}, "my-classifier")
+            client.submit("digits", "data/in", "data/out")
+
+        Parameters
+        ----------
+        api_spec : mapping, str or path
+            The API as a mapping; or a project directory or its ``cortex.yaml``, with just one API in it.
+        project_dir : str or path, optional
+            The project directory, when the API is a mapping.
+        force, wait : bool
+            Accepted for compatibility with Cortex: no update is ever in progress here, and an API is ready at once.
+
+        Returns
+        -------
+        dict
+            ``api`` (see :meth:`get_api`), ``message`` and ``error`` (always empty: mistakes are raised).
+
+        Raises
+        ------
+        SpecError, ProjectError, HandlerError
+            If the configuration, the project or the handler cannot be used.
+        """
+        return self.deployments.deploy(api_spec, project_dir)
+
+    def deploy_batch_api(
+        self,
+        api_spec: Mapping[str, Any],
+        handler: type,
+        requirements: Sequence[str] | None = None,
+        conda_packages: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Deploy an API with a class as its handler.
+
+        Parameters
+        ----------
+        api_spec : mapping
+            The API; ``handler.path`` may be left out.
+        handler : type
+            The class ``Handler``; it travels by value.
+        requirements, conda_packages : list of str, optional
+            What has to be installed for it: lines of ``requirements.txt`` and ``conda-packages.txt``.
+
+        Returns
+        -------
+        dict
+            As for :meth:`deploy`.
+
+        Raises
+        ------
+        SpecError, HandlerError
+            If the configuration or the class cannot be used.
+        """
+        return self.deployments.deploy_class(api_spec, handler, requirements, conda_packages)
+
+    def patch(self, api_spec: Mapping[str, Any], force: bool = False) -> dict[str, Any]:
+        """Give a deployed API another configuration; its project or class stays.
+
+        Parameters
+        ----------
+        api_spec : mapping
+            The whole new configuration; its name says which API.
+        force : bool
+            Accepted for compatibility with Cortex.
+
+        Returns
+        -------
+        dict
+            As for :meth:`deploy`.
+
+        Raises
+        ------
+        JobNotFoundError
+            If no such API is deployed.
+        SpecError, ProjectError, HandlerError
+            If the configuration does not fit the project.
+        """
+        return self.deployments.patch(api_spec)
+
+    def get_api(self, api_name: str) -> dict[str, Any]:
+        """Return a deployed API.
+
+        Returns
+        -------
+        dict
+            ``spec`` (its configuration, and ``id``), ``endpoint``, ``api_versions`` (``api_id`` and ``last_updated``,
+            the newest first), ``batch_job_statuses`` (the status documents of its jobs, the newest first),
+            ``created_time``, ``updated_time``.
+
+        Raises
+        ------
+        JobNotFoundError
+            If no such API is deployed.
+        """
+        return self.deployments.describe(api_name)
+
+    def list_apis(self) -> list[dict[str, Any]]:
+        """Return all deployed APIs, as :meth:`get_api` does."""
+        return self.deployments.describe_all()
+
+    def delete(self, api_name: str, keep_cache: bool = False) -> None:
+        """Delete a deployed API and stop its jobs; jobs that have ended stay, with their logs and their output.
+
+        A job whose own handler asks for it is not stopped: it comes to its end.
+
+        Parameters
+        ----------
+        api_name : str
+            The API's name.
+        keep_cache : bool
+            Whether its packed versions stay in the store.
+
+        Raises
+        ------
+        JobNotFoundError
+            If no such API is deployed.
+        """
+        self.deployments.delete(api_name, keep_cache=keep_cache)
 
 
-def _dry_run(resolved: ResolvedJob) -> DryRun:
-    from cortex_dask import preview
+def watch_job(job: Job, display: Display, on_interrupt: Callable[[], None] | None = None) -> dict[str, Any]:
+    """Show a job until it has ended; when the user interrupts, stop it if this process runs it.
 
-    return preview.dry_run(resolved)
-
-
-def attend(job: Job, display: Display, on_interrupt: Callable[[], None] | None = None) -> dict[str, Any]:
-    """Show a job until it has ended.
-
-    When the user interrupts, or nobody reads what is shown any more (``| head``), a job that runs in this process is
-    stopped in good order before the interrupt goes on; one that another process runs is left alone.
+    The display's output that is no longer read (``| head``) counts as an interrupt. A job that another process runs is
+    left alone.
     """
     try:
         return job.watch(display)
@@ -453,50 +493,8 @@ def _warn(text: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=4)  # the caller of run or submit
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    from cortex_dask.spec.resolution import plain
-
+def _check_cluster_options(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise SpecError(f"cluster_options: found a value of type {type(value).__name__}; a mapping is needed")
-    made: dict[str, Any] = plain(value, "cluster_options")
-    return made
-
-
-#: Settings that two submissions of the same job may differ in.
-_INCIDENTAL = ("api_id", "cluster", "created_time", "environment", "workers_said")
-#: Settings whose values are the user's own and are never shown.
-_PRIVATE = ("config", "handler.env", "job_config")
-
-
-def check_same(existing: JobSettings, new: JobSettings) -> None:
-    """Compare a submission with the job that has its id.
-
-    Raises
-    ------
-    SpecError
-        If they differ in more than what may change.
-    """
-    differences = list(_differences(existing.to_json(), new.to_json()))
-    if differences:
-        raise SpecError(
-            f"job_id: the job {new.job_id!r} of {new.api_name} exists with other settings ({'; '.join(differences)}): "
-            "choose another job id, or submit the same as before to attach to it or resume it"
-        )
-
-
-def _differences(existing: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in sorted({*existing, *new}):
-        path = f"{prefix}{key}"
-        old, now = existing.get(key), new.get(key)
-        if isinstance(old, tuple):
-            old = list(old)
-        if isinstance(now, tuple):
-            now = list(now)
-        if old == now or path in _INCIDENTAL:
-            continue
-        if path in _PRIVATE:
-            yield f"{path} differs"
-        elif isinstance(old, Mapping) and isinstance(now, Mapping):
-            yield from _differences(old, now, f"{path}.")
-        else:
-            yield f"{path} was {old!r}, is {now!r}"
+    options: dict[str, Any] = resolution.plain(value, "cluster_options")
+    return options

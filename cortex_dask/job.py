@@ -1,4 +1,4 @@
-"""What the final status of a job means to those who wait for it: a warning about failed batches, or an error."""
+"""``Job``: the handle on one job, from any process that reaches its directory."""
 
 from __future__ import annotations
 
@@ -30,46 +30,18 @@ if TYPE_CHECKING:
     from cortex_dask.io.output.reader import JobOutput
     from cortex_dask.runtime.cluster import Cluster
     from cortex_dask.runtime.coordinator.background import BackgroundRun
-
-
-def warning_of(document: dict[str, Any], environment: str | None) -> str:
-    """Return the warning about the failed batches of a job that completed with failures."""
-    commands = dict(next_commands(document, environment=environment))
-    whose = "its" if document["failed_batches"] == 1 else "their"
-    return (
-        f"the job {document['job_id']} completed, but {_batches(document['failed_batches'])} failed for good and "
-        f"{whose} rows are not in the output. Look at them with job.failures() or {commands['logs']} --level error; "
-        f"handle them again with job.retry_failed() or {commands['retry']}"
-    )
-
-
-def error_of(document: dict[str, Any], environment: str | None) -> JobFailedError:
-    """Return the error that a job without a complete result ends in."""
-    commands = dict(next_commands(document, environment=environment))
-    status = str(document["status"])
-    reason = str(document.get("status_reason") or "").strip().rstrip(".")
-    message = (
-        f"the job {document['job_id']} ended with the status {document['status']!r}{f': {reason}' if reason else ''}"
-    )
-    if "resume" in commands:
-        message += f". See its log with: {commands['logs']}. Go on with: {commands['resume']}"
-    kind = {"stopped": JobStoppedError, "timed out": JobTimedOutError}.get(status, JobFailedError)
-    return kind(message, status=status)
-
-
-def _batches(number: int) -> str:
-    return "1 batch" if number == 1 else f"{number} batches"
+    from cortex_dask.spec.resolution import ResolvedJob
 
 
 _POLL_SECONDS = 0.5  # the status document is written every second or two
 _SHOW_SECONDS = 0.2  # how late a display may be
-_START_SECONDS = 60.0  # a job that nobody has begun to run after this long is taken for abandoned
-_COMING_SECONDS = 600.0  # one that was sent off with its cluster may have to wait for machines and images
+_START_SECONDS = 60.0  # a job without a coordinator after this long counts as abandoned
+_DETACHED_START_SECONDS = 600.0  # a coordinator on its own cluster may have to wait for machines and images
 _STOP_SECONDS = 60.0  # running handlers end within 5 s; committing what they had finished may take longer
 
 
 class Job:
-    """A job, wherever and by whomever it is run.
+    """A job, whichever process or cluster runs it.
 
     ::
 
@@ -126,11 +98,12 @@ class Job:
 
     @property
     def cluster(self) -> str | Cluster:
-        """Where it runs, when it is run here."""
+        """Where it runs."""
         return self.settings.cluster.name if self._chosen is None else self._chosen
 
-    def forget(self) -> None:
-        """Read the submission anew when it is asked for: it was moved to another cluster."""
+    def move(self, settings: JobSettings) -> None:
+        """Write the job's settings anew, with another cluster."""
+        self._directory.move(settings)
         self._settings = None
 
     @property
@@ -153,8 +126,8 @@ class Job:
     def describe(self) -> dict[str, Any]:
         """Return the status document.
 
-        A job whose coordinator has gone keeps the last status that it wrote; ``status_reason`` then says so, and how
-        to go on, and the key ``abandoned`` is there.
+        A job whose coordinator has died keeps the last status that it wrote; ``status_reason`` then tells that, and how
+        to resume the job, and the key ``abandoned`` is there.
         """
         document: dict[str, Any] | None = self._directory.read_json("status.json")
         if document is None:
@@ -163,7 +136,7 @@ class Job:
             document.update(abandoned=True, eta=None)
             command = dict(next_commands(document, environment=self._environment))["resume"]
             document["status_reason"] = (
-                f"nobody runs this job any more (no coordinator is alive{_last_sign(document)}), go on with: {command}"
+                f"nobody runs this job any more (no coordinator is alive{_silence(document)}), go on with: {command}"
             )
         return document
 
@@ -276,7 +249,7 @@ class Job:
     # what can be done -----------------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None = None) -> Job:
-        """Wait until the job has ended, whoever runs it.
+        """Wait until the job has ended, whichever process runs it.
 
         Parameters
         ----------
@@ -293,7 +266,7 @@ class Job:
         JobFailedError, JobTimedOutError, JobStoppedError
             If it ended without a complete result.
         TimeoutError
-            If it has not ended after ``timeout`` seconds; it goes on.
+            If it has not ended after ``timeout`` seconds; it runs on.
         """
         self.watch(SilentDisplay(), timeout)
         self.raise_unless_complete()
@@ -322,26 +295,26 @@ class Job:
                 return
             if time.monotonic() > deadline:
                 why = "its coordinator does not react"
-                if self._is_coming(document):
+                if self._is_starting(document):
                     why = "its coordinator has not come up yet, and may do so still; stop it again then"
                 raise JobRunningError(
                     f"the job {self.job_id} was asked to stop {_STOP_SECONDS:.0f} s ago and has not ended: {why}"
                 )
-            # Not only once: a coordinator that starts takes an old request back.
+            # Not only once: a coordinator that starts withdraws an old request.
             if document["status"] not in FINAL_STATUSES and self._directory.stop_request() is None:
                 self._directory.request_stop("stopped", reason)
             time.sleep(_POLL_SECONDS)
             document = self.describe()
 
     def resume(self, *, cluster: str | Cluster | None = None) -> Job:
-        """Go on with a job that was stopped, timed out, failed, or whose coordinator has gone; returns at once.
+        """Resume a job that was stopped, timed out or failed, or whose coordinator has died; returns at once.
 
         A job that is complete stays as it is. Use :meth:`wait` to wait for it.
 
         Parameters
         ----------
         cluster : str or Cluster, optional
-            Where to run it; None: where it was said when this handle was made.
+            Where to run it; None: the cluster of this handle.
         """
         return self.start(cluster=cluster)
 
@@ -360,7 +333,7 @@ class Job:
     def start(
         self, *, retry: bool = False, cluster: str | Cluster | None = None, display: Display | None = None
     ) -> Job:
-        """Start a coordinator for the job in this process; with ``cluster="inline"`` it has ended when this returns."""
+        """Start a coordinator in this process; with ``cluster="inline"`` the job has ended when this returns."""
         from cortex_dask.clusters import make_cluster
         from cortex_dask.runtime.coordinator.background import BackgroundRun
 
@@ -378,15 +351,7 @@ class Job:
         return self
 
     def start_detached(self, *, retry: bool = False) -> None:
-        """Start a coordinator for the job that goes on when this process ends: beside the scheduler, or in one's own.
-
-        Raises
-        ------
-        SpecError
-            If the cluster is the calling thread, or an object of this process.
-        ClusterError
-            If the cluster does not come up.
-        """
+        """Start a coordinator that outlives this process: on the scheduler, or in a process of its own."""
         from cortex_dask.clusters import detach
 
         if not isinstance(self.cluster, str):
@@ -394,20 +359,10 @@ class Job:
         detach(self.cluster, self.url, self.settings, retry=retry)
 
     def watch(self, display: Display, timeout: float | None = None) -> dict[str, Any]:
-        """Show the job until it has ended, and return its last status document.
-
-        Raises
-        ------
-        TimeoutError
-            If it has not ended after ``timeout`` seconds.
-        JobFailedError
-            If nobody runs it.
-        InputError, StorageError, JobRunningError
-            What ended its coordinator, when that ran in this process.
-        """
+        """Show the job until it has ended and return its last status document, or raise what ended its coordinator."""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            while not self._look(display):
+            while not self._poll(display):
                 if deadline is not None and time.monotonic() >= deadline:
                     raise TimeoutError(f"the job {self.job_id} has not ended after {timeout:g} s; it goes on")
             document = self.describe() if self._background is None else self._background.result()
@@ -416,8 +371,8 @@ class Job:
         finally:
             display.close()
 
-    def _look(self, display: Display) -> bool:
-        """Show the job once and wait a moment; returns whether it has ended."""
+    def _poll(self, display: Display) -> bool:
+        """Show the job once and wait a moment; return whether it has ended."""
         if self._background is not None:
             ended = self._background.wait(_SHOW_SECONDS)
             if not ended and self._background.latest is not None:
@@ -435,16 +390,29 @@ class Job:
         return False
 
     def raise_unless_complete(self, *, warn: bool = True) -> None:
-        """Raise what the job's final status stands for; warn about batches that failed."""
+        """Raise the error of the job's final status, if it has no complete result; warn about failed batches."""
         document = self.describe()
         status = str(document["status"])
         if status == "succeeded":
             return
-        if status == "completed with failures":
-            if warn:
-                warnings.warn(warning_of(document, self._environment), UserWarning, stacklevel=3)
-            return
-        raise error_of(document, self._environment)
+        commands = dict(next_commands(document, environment=self._environment))
+        if status != "completed with failures":
+            reason = str(document.get("status_reason") or "").strip().rstrip(".")
+            message = f"the job {self.job_id} ended with the status {status!r}{f': {reason}' if reason else ''}"
+            if "resume" in commands:
+                message += f". See its log with: {commands['logs']}. Go on with: {commands['resume']}"
+            kind = {"stopped": JobStoppedError, "timed out": JobTimedOutError}.get(status, JobFailedError)
+            raise kind(message, status=status)
+        if warn:
+            failed = document["failed_batches"]
+            batches, whose = ("1 batch", "its") if failed == 1 else (f"{failed} batches", "their")
+            warnings.warn(
+                f"the job {self.job_id} completed, but {batches} failed for good and {whose} rows are not in the "
+                f"output. Look at them with job.failures() or {commands['logs']} --level error; handle them again "
+                f"with job.retry_failed() or {commands['retry']}",
+                UserWarning,
+                stacklevel=3,  # the caller of run or wait
+            )
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -452,7 +420,7 @@ class Job:
         return {"api_name": self.api_name, "job_id": self.job_id}
 
     def _first_document(self) -> dict[str, Any]:
-        """Return the status document of a job that no coordinator has looked at."""
+        """Return the status document of a job that has had no coordinator yet."""
         from cortex_dask.runtime.coordinator.status_board import StatusBoard
 
         document = StatusBoard(self.settings).document()
@@ -465,11 +433,11 @@ class Job:
         return self._background is not None and self._background.running
 
     def is_live(self, document: dict[str, Any] | None = None) -> bool:
-        """Whether somebody runs the job, or is about to."""
+        """Whether a coordinator runs the job, or is about to."""
         from cortex_dask.runtime.coordinator.heartbeat import running_elsewhere
 
         document = self.describe() if document is None else document
-        if self.is_run_here or self._is_coming(document):
+        if self.is_run_here or self._is_starting(document):
             return True
         if document["status"] in FINAL_STATUSES:
             return False
@@ -478,8 +446,8 @@ class Job:
             return created is not None and (datetime.now(UTC) - created).total_seconds() < _START_SECONDS
         return running_elsewhere(document, "") is not None
 
-    def _is_coming(self, document: dict[str, Any]) -> bool:
-        """Whether a coordinator was sent off with a cluster a short time ago, and has not come up yet."""
+    def _is_starting(self, document: dict[str, Any]) -> bool:
+        """Whether a coordinator was started on a cluster a short time ago, and has not reported yet."""
         from cortex_dask.clusters import records
 
         if self.settings.cluster.name in ("local", "inline"):
@@ -487,8 +455,8 @@ class Job:
         record = records.find(self.url)
         if record is None or not record.is_detached:
             return False
-        seen = (document.get("coordinator") or {}).get("heartbeat") or 0.0
-        return record.created_time > seen and time.time() - record.created_time < _COMING_SECONDS
+        last_heartbeat = (document.get("coordinator") or {}).get("heartbeat") or 0.0
+        return record.created_time > last_heartbeat and time.time() - record.created_time < _DETACHED_START_SECONDS
 
     def _is_abandoned(self, document: dict[str, Any]) -> bool:
         return document["status"] not in FINAL_STATUSES and not self.is_live(document)
@@ -519,8 +487,19 @@ class Job:
         return JobOutput(settings, tuple(sorted(parts, key=parts.__getitem__)), self._directory.schema())
 
 
-def _last_sign(document: dict[str, Any]) -> str:
-    """Return since when a coordinator has been silent; "" if there was none."""
+def create_directory(directory: JobDirectory, resolved: ResolvedJob) -> None:
+    """Write a job, ``job.json`` last, which makes it exist; raise FileExistsError if there is one."""
+    if resolved.archive is not None:
+        directory.store.write(f"project/{resolved.archive.hash}.tar.gz", resolved.archive.data)
+    if resolved.pickled is not None:
+        directory.store.write("handler.pkl", resolved.pickled)
+    if resolved.items is not None:
+        resolved.items.write(directory.store)
+    directory.create(resolved.settings)
+
+
+def _silence(document: dict[str, Any]) -> str:
+    """Return how long ago a coordinator gave a sign of life; "" if there was none."""
     heartbeat = (document.get("coordinator") or {}).get("heartbeat")
     return "" if heartbeat is None else f", the last sign of one was {duration(time.time() - heartbeat)} ago"
 

@@ -235,9 +235,8 @@ def run_sample(resolved: ResolvedJob, batches: int) -> SampleReport:
     JobFailedError
         If the handler does not load.
     """
-    from cortex_dask.client import create_directory
     from cortex_dask.display import SilentDisplay
-    from cortex_dask.job import Job
+    from cortex_dask.job import Job, create_directory
 
     settings = resolved.settings
     planned = _planned(settings) if settings.samples is None else None

@@ -100,11 +100,10 @@ def run_inline(
     """
     import orjson
 
-    from cortex_dask.client import create_directory
     from cortex_dask.display import SilentDisplay
     from cortex_dask.io.job.directory import JobDirectory
     from cortex_dask.io.job.logs import to_frame
-    from cortex_dask.job import Job
+    from cortex_dask.job import Job, create_directory
     from cortex_dask.spec import resolution
 
     given: dict[str, Any] = {"max_attempts": 1, **{name: value for name, value in options.items() if value is not None}}

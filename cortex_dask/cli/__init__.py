@@ -17,8 +17,6 @@ from cortex_dask.cli.manifest import manifest
 from cortex_dask.cli.project import completion, init, version
 from cortex_dask.cli.submit import submit
 
-__all__ = ["main"]
-
 
 @click.group(
     name="cortex",  # what stands after ``dask``

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from cortex_dask.deployments import DeployedApi
     from cortex_dask.project.archive import Archive
 
-__all__ = ["api_summary", "api_table", "delete", "deploy", "masked"]
-
 _yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
@@ -50,7 +48,7 @@ def deploy(file: str, dry_run: bool, yes: bool, env: str | None, shown_as: str) 
         return
     if archive.warnings and not yes and sys.stdin.isatty():
         click.confirm("Deploy it all the same?", abort=True, err=True)
-    results = [client.deploy_target(api, target) for api, target in made]
+    results = [client.deployments.deploy_target(api, target) for api, target in made]
     if shown_as == "json":
         click.echo(json_text([{**masked(result), "project": _packed(archive)} for result in results]))
         return
@@ -93,7 +91,7 @@ def delete(api: str, job_id: str | None, keep_cache: bool, yes: bool, env: str |
         click.echo(f"The job {job.job_id} of {api}: {job.status}")
         return
     client.get_api(api)
-    running = client.running_jobs(api)
+    running = client.deployments.running_jobs(api)
     if running and not yes:
         _confirm(api, len(running))
     client.delete(api, keep_cache)

@@ -14,8 +14,6 @@ from cortex_dask.cli.output import json_text, warning
 if TYPE_CHECKING:
     from cortex_dask.clusters.inventory import RunningCluster
 
-__all__ = ["clusters"]
-
 
 @click.group()
 def clusters() -> None:

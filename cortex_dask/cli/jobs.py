@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from cortex_dask.client import Client
     from cortex_dask.job import Job
 
-__all__ = ["get", "logs", "resume", "retry", "stop"]
-
 _WATCH_SECONDS = 2.0
 
 
@@ -52,14 +50,14 @@ def get(api: str | None, job_id: str | None, watch: bool, verbose: bool, env: st
 
 
 def _list(client: Client, api: str | None, shown_as: str, verbose: bool) -> str:
-    if api is not None and client.is_deployed(api):
+    if api is not None and client.deployments.is_deployed(api):
         return _list_api(client, api, shown_as, verbose)
     if shown_as == "json" and verbose and api is None:
         return json_text([masked(document) for document in client.list_apis()])
     documents = client.describe_jobs(api)
     if shown_as == "json":
         return json_text([] if verbose else documents)
-    deployed = client.deployed_apis() if api is None else []
+    deployed = client.deployments.list_apis() if api is None else []
     if not documents and not deployed:
         return f"No jobs in the environment {client.environment.name}. Submit one with: cortex-dask submit TARGET"
     tables = ([api_table(deployed, documents)] if deployed else []) + ([job_table(documents)] if documents else [])
@@ -83,7 +81,7 @@ def _show_job(client: Client, job: Job, env: str | None, shown_as: str, verbose:
     if not verbose:
         click.echo(json_text(document) if shown_as == "json" else summary(document, environment=env))
         return
-    spec = masked({"spec": client.api_spec(job.api_name, job.settings.api_id)})["spec"]
+    spec = masked({"spec": client.deployments.spec(job.api_name, job.settings.api_id)})["spec"]
     if shown_as == "json":
         click.echo(json_text({"api_spec": spec, "job_status": document, "endpoint": job.url}))
         return

@@ -9,8 +9,6 @@ import click
 from cortex_dask.cli.output import warning
 from cortex_dask.cli.submit import submission, submit
 
-__all__ = ["manifest"]
-
 #: Options of ``submit`` that say how to wait for a job, or to look at it.
 _OF_RUNNING = ("detach", "dry_run", "sample", "shown_as")
 _HELP = """\
@@ -46,7 +44,7 @@ def _manifest(
     resolved = client.resolve(target, list(inputs) or None, output, given)  # type: ignore[arg-type]  # click has made the keys
     for text in resolved.warnings:
         warning(text)
-    resolved, job = client.settle(resolved, cluster="kubernetes")
+    resolved, job = client.place(resolved, cluster="kubernetes")
     text = _text(job.url, resolved.settings, runner_only=runner_only, created=create)
     if create:
         client.create(resolved, cluster="kubernetes")

@@ -9,20 +9,6 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = [
-    "api_argument",
-    "cluster",
-    "cluster_options",
-    "columns",
-    "config",
-    "environment",
-    "filters",
-    "job_argument",
-    "keep",
-    "max_failed",
-    "output_format",
-]
-
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _FILTER = re.compile(

@@ -44,14 +44,14 @@ def progress_display(shown_as: str, environment: str | None) -> Display:
 
 def finish(job: Job, display: Display, shown_as: str) -> NoReturn:
     """Show a job until it has ended, and exit with the code for its status."""
-    from cortex_dask.client import attend
+    from cortex_dask.client import watch_job
     from cortex_dask.io.job.status import FINAL_STATUSES
 
     def stopping() -> None:
         click.echo("Stopping the job; interrupt again to kill it.", err=True)
 
     try:
-        document = attend(job, display, on_interrupt=stopping)
+        document = watch_job(job, display, on_interrupt=stopping)
     except KeyboardInterrupt:
         document = job.describe()
         if document["status"] not in FINAL_STATUSES:

@@ -13,8 +13,6 @@ from cortex_dask.cli.output import finish, json_text, progress_display, warning
 if TYPE_CHECKING:
     from cortex_dask.spec.resolution import ResolvedJob
 
-__all__ = ["submission", "submit"]
-
 _BATCH_FORMATS = click.Choice(["pandas", "pyarrow", "polars", "numpy", "records"])
 _MODES = click.Choice(["error", "append", "overwrite"])
 _FORMATS = click.Choice(["auto", "parquet", "json"])
@@ -124,13 +122,13 @@ def submit(
         _look(resolved, sample, shown_as)
         return
     if detach:
-        job = client.begin(resolved, cluster=cluster, display=SilentDisplay(), warn=warning, detach=True)
+        job = client.start(resolved, cluster=cluster, display=SilentDisplay(), warn=warning, detach=True)
         document = job.describe()
         click.echo(json_text(document) if shown_as == "json" else summary(document, environment=env))
         return
     display = progress_display(shown_as, env)
     with interruptible():
-        job = client.begin(resolved, cluster=cluster, display=display, warn=warning)
+        job = client.start(resolved, cluster=cluster, display=display, warn=warning)
         finish(job, display, shown_as)
 
 

@@ -38,7 +38,7 @@ class Shelf:
             dataset=DatasetInput(("in",)),
         )
         if noted:
-            self.index.note(settings)
+            self.index.record_time(settings)
         JobDirectory(f"{self.store.url}/jobs/{api}/{job_id}").create(settings)
         return job_id
 

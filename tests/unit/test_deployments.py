@@ -22,7 +22,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from cortex_dask.cli import main
-from cortex_dask.deployments import Deployments
+from cortex_dask.deployments import ApiVersions, pack_dependencies
 from cortex_dask.errors import JobNotFoundError
 from cortex_dask.io.store.store import Store
 from cortex_dask.spec import resolution
@@ -63,9 +63,9 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def deploy(apis: Deployments, project: Path, **keys: Any) -> tuple[Any, str]:
+def deploy(apis: ApiVersions, project: Path, **keys: Any) -> tuple[Any, str]:
     api = parse_api(document(**keys))
-    return apis.deploy(api, from_spec(api, project))
+    return apis.add(api, from_spec(api, project))
 
 
 class TestStore:
@@ -75,9 +75,9 @@ class TestStore:
             "compute": {"cpu": "200m", "mem": "1Gi"},
         }
         job = {"input": "data/in", "batch_size": 7, "output": "out", "filters": [["x", ">", 5]], "workers": 3}
-        made, change = deploy(Deployments(Store(store_url)), project, **keys, job=job)
+        made, change = deploy(ApiVersions(Store(store_url)), project, **keys, job=job)
 
-        apis = Deployments(Store(store_url))
+        apis = ApiVersions(Store(store_url))
         assert (change, apis.names()) == ("created", ["tagger"])
         assert apis.get("tagger") == made
         found = apis.target("tagger")
@@ -94,7 +94,7 @@ class TestStore:
 
     def test_the_same_again_changes_nothing(self, store_url: str, project: Path) -> None:
         store = Store(store_url)
-        apis = Deployments(store)
+        apis = ApiVersions(store)
         first, _ = deploy(apis, project)
         stored = {name: store.read(name) for name in store.names()}
         os.utime(project / "handler.py", (0, 0))
@@ -105,7 +105,7 @@ class TestStore:
         assert {name: store.read(name) for name in store.names()} == stored
 
     def test_another_content_is_another_version(self, tmp_path: Path, project: Path) -> None:
-        apis = Deployments(Store(str(tmp_path / "store")))
+        apis = ApiVersions(Store(str(tmp_path / "store")))
         first, _ = deploy(apis, project)
         (project / "handler.py").write_text(HANDLER + "\n")
         second, change = deploy(apis, project)
@@ -122,7 +122,7 @@ class TestStore:
         assert apis.spec("tagger", "0" * 16) is None
 
     def test_other_defaults_for_submissions_are_an_update_too(self, tmp_path: Path, project: Path) -> None:
-        apis = Deployments(Store(str(tmp_path / "store")))
+        apis = ApiVersions(Store(str(tmp_path / "store")))
         deploy(apis, project, job={"input": "a"})
         _, change = deploy(apis, project, job={"input": "b"})
 
@@ -130,12 +130,10 @@ class TestStore:
         assert resolution.resolve(apis.target("tagger")).settings.dataset.paths == (str(project / "b"),)
 
     def test_a_class_and_what_it_needs(self, store_url: str) -> None:
-        from cortex_dask.deployments import _packages
-
-        apis = Deployments(Store(store_url))
+        apis = ApiVersions(Store(store_url))
         api = parse_api(document(handler={"env": {"A": "1"}, "log_level": "debug"}))
-        made = from_class_spec(ByClass, api, _packages(["numpy<3"], ["conda-forge::zlib=1"]))
-        apis.deploy(api, made)
+        made = from_class_spec(ByClass, api, pack_dependencies(["numpy<3"], ["conda-forge::zlib=1"]))
+        apis.add(api, made)
 
         found = apis.target("tagger")
         assert (found.handler, found.pickled) == (made.handler, made.pickled)
@@ -152,7 +150,7 @@ class TestStore:
     def test_a_patched_project_is_the_same_archive(self, tmp_path: Path, project: Path) -> None:
         (project / ".env").write_text("A=1\n")
         (project / "link.py").symlink_to("handler.py")
-        apis = Deployments(Store(str(tmp_path / "store")))
+        apis = ApiVersions(Store(str(tmp_path / "store")))
         deploy(apis, project)
         before = apis.target("tagger")
 
@@ -164,18 +162,18 @@ class TestStore:
     @pytest.mark.parametrize("keep_cache", [False, True])
     def test_delete(self, store_url: str, project: Path, keep_cache: bool) -> None:
         store = Store(store_url)
-        apis = Deployments(store)
+        apis = ApiVersions(store)
         made, _ = deploy(apis, project)
         deploy(apis, project, name="other")
 
-        apis.delete("tagger", keep_cache=keep_cache)
+        apis.remove("tagger", keep_cache=keep_cache)
 
         assert apis.names() == ["other"]
         assert apis.find("tagger") is None
         assert store.exists(f"apis/tagger/{made.api_id}/project.tar.gz") is keep_cache
 
     def test_an_unknown_name_names_the_known_ones(self, tmp_path: Path, project: Path) -> None:
-        apis = Deployments(Store(str(tmp_path / "store")))
+        apis = ApiVersions(Store(str(tmp_path / "store")))
         with pytest.raises(JobNotFoundError, match=r"no API 'x' is deployed in .*/store; deployed there: none"):
             apis.get("x")
         deploy(apis, project)
@@ -183,7 +181,7 @@ class TestStore:
             apis.target("tager")
 
     def test_a_damaged_api_says_what_to_do(self, tmp_path: Path, project: Path) -> None:
-        apis = Deployments(Store(str(tmp_path / "store")))
+        apis = ApiVersions(Store(str(tmp_path / "store")))
         made, _ = deploy(apis, project)
         (tmp_path / "store/apis/tagger" / made.api_id / "version.json").unlink()
         with pytest.raises(JobNotFoundError, match=r"version\.json is missing; deploy it again"):

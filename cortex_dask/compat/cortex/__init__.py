@@ -1,8 +1,8 @@
-"""The Python client that Cortex had, as handlers import it: ``import cortex; cortex.client()``.
+"""The Python client of Cortex, for handlers: ``import cortex; cortex.client()``.
 
-In a handler process :func:`client` is pointed at the environment that the job runs in. Documents have the keys that
-Cortex' client gave them. What it does is done by :class:`cortex_dask.Client`, which is imported when a client is made:
-a handler that only imports this package pays nothing for it.
+In a handler process :func:`client` returns a client of the environment that the job runs in. Documents have the keys
+that Cortex gave them. Our client is imported when one is made, so that a handler that only imports this package pays
+nothing for it.
 """
 
 from __future__ import annotations
@@ -87,11 +87,13 @@ class Client:
     Parameters
     ----------
     ours : cortex_dask.Client
-        Does the work.
+        Our client of the same environment.
     """
 
     def __init__(self, ours: _Client) -> None:
         self._ours = ours
+        self._catalog = ours.catalog
+        self._deployments = ours.deployments
         self.env_name = ours.environment.name
         self.env = {"name": ours.environment.name, "operator_endpoint": ours.environment.store}
 
@@ -106,7 +108,7 @@ class Client:
         wait: bool = False,
     ) -> dict[str, Any]:
         """Deploy or update an API; see :meth:`cortex_dask.Client.deploy`."""
-        return self._ours.deploy(api_spec, project_dir, force, wait)
+        return self._deployments.deploy(api_spec, project_dir)
 
     def deploy_batch_api(
         self,
@@ -116,23 +118,23 @@ class Client:
         conda_packages: Sequence[str] | None = None,
     ) -> dict[str, Any]:
         """Deploy an API with a class as its handler; see :meth:`cortex_dask.Client.deploy_batch_api`."""
-        return self._ours.deploy_batch_api(api_spec, handler, requirements, conda_packages)
+        return self._deployments.deploy_class(api_spec, handler, requirements, conda_packages)
 
     def patch(self, api_spec: Mapping[str, Any], force: bool = False) -> dict[str, Any]:
         """Give a deployed API another configuration; see :meth:`cortex_dask.Client.patch`."""
-        return self._ours.patch(api_spec, force)
+        return self._deployments.patch(api_spec)
 
     def get_api(self, api_name: str) -> dict[str, Any]:
         """Return a deployed API; see :meth:`cortex_dask.Client.get_api`."""
-        return self._ours.get_api(api_name)
+        return self._deployments.describe(api_name)
 
     def list_apis(self) -> list[dict[str, Any]]:
         """Return all deployed APIs."""
-        return self._ours.list_apis()
+        return self._deployments.describe_all()
 
     def delete(self, api_name: str, keep_cache: bool = False) -> None:
         """Delete a deployed API and stop its jobs; see :meth:`cortex_dask.Client.delete`."""
-        self._ours.delete(api_name, keep_cache)
+        self._deployments.delete(api_name, keep_cache=keep_cache)
 
     def submit(self, target: Any, input: Any = None, output: Any = None, **options: Any) -> dict[str, Any]:
         """Submit a job that runs on its own, and return its status document, with its ``job_id``.
@@ -148,18 +150,18 @@ class Client:
             …) are among them.
         """
         if isinstance(target, str):
-            target = self._ours.deployed_target(target) or target  # a folder may have the same name
+            target = self._deployments.find_target(target) or target  # a folder may have the same name
         return self._ours.detach(target, input, output, **options).describe()
 
     def get_job(self, api_name: str, job_id: str) -> dict[str, Any]:
         """Return a job: ``api_spec``, ``job_status`` (the status document) and ``endpoint`` (the job directory)."""
-        job = self._ours.get_job(api_name, job_id)
-        spec = self._ours.api_spec(api_name, job.settings.api_id)
+        job = self._catalog.get(api_name, job_id)
+        spec = self._deployments.spec(api_name, job.settings.api_id)
         return {"api_spec": spec, "job_status": job.describe(), "endpoint": job.url}
 
     def stop_job(self, api_name: str, job_id: str, keep_cache: bool = False) -> None:
         """Stop a job."""
-        self._ours.stop_job(api_name, job_id)
+        self._catalog.get(api_name, job_id).stop()
 
     def stream_job_logs(self, api_name: str, job_id: str) -> None:
         """Print a job's log until it has ended."""

@@ -8,7 +8,7 @@ standard library, so the handler process reads it without the weight of a valida
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
@@ -159,3 +159,32 @@ def _known(cls: type, value: Mapping[str, Any], tuples: tuple[str, ...] = ()) ->
     names = {item.name for item in fields(cls)}
     known = {key: item for key, item in value.items() if key in names}
     return {key: tuple(item) if key in tuples and isinstance(item, list) else item for key, item in known.items()}
+
+
+#: Settings that two submissions of the same job may differ in.
+_MAY_DIFFER = ("api_id", "cluster", "created_time", "environment", "workers_said")
+#: Settings whose values are the user's own and are never shown.
+_PRIVATE = ("config", "handler.env", "job_config")
+
+
+def differences(existing: JobSettings, new: JobSettings) -> list[str]:
+    """Return in words how a submission differs from the job that has its id; empty if it is the same job."""
+    return list(_differences(existing.to_json(), new.to_json(), ""))
+
+
+def _differences(existing: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key in sorted({*existing, *new}):
+        path = f"{prefix}{key}"
+        old, now = existing.get(key), new.get(key)
+        if isinstance(old, tuple):
+            old = list(old)
+        if isinstance(now, tuple):
+            now = list(now)
+        if old == now or path in _MAY_DIFFER:
+            continue
+        if path in _PRIVATE:
+            yield f"{path} differs"
+        elif isinstance(old, Mapping) and isinstance(now, Mapping):
+            yield from _differences(old, now, f"{path}.")
+        else:
+            yield f"{path} was {old!r}, is {now!r}"
