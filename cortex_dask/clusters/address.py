@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from cortex_dask.clusters.connection import dial
+from cortex_dask.clusters.connection import check_scheduler
 from cortex_dask.clusters.dask import DaskCluster
 from cortex_dask.errors import ClusterError, SpecError
 from cortex_dask.formatting import shown
@@ -16,20 +16,15 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS = 30.0
 _CLIENT_SECONDS = 10.0  # for a scheduler that has answered already; a lost one is waited for in reconnect()
-_AGAIN_SECONDS = 2.0
+_RECONNECT_SECONDS = 2.0
 _OPTIONS = ("connect_timeout", "start_timeout", "reconnect_timeout")
 _OTHER_BACKENDS = ("local", "inline", "gateway", "kubernetes")
 
 
 class Address(DaskCluster):
-    """A scheduler that somebody else runs, e.g. ``tcp://127.0.0.1:8786``; its workers are used, and left running.
+    """An existing scheduler, e.g. ``tcp://127.0.0.1:8786``; its workers are used, and left running.
 
-    Parameters
-    ----------
-    address : str
-        The scheduler's address.
-    security : Security, optional
-        Its credentials; None: those of Dask's configuration (``distributed.comm.tls``).
+    Without ``security`` the credentials are those of Dask's configuration (``distributed.comm.tls``).
     """
 
     name = "address"
@@ -47,15 +42,7 @@ class Address(DaskCluster):
         return {} if where.name in _OTHER_BACKENDS else where.options
 
     def connect(self) -> Client:
-        """Connect to the scheduler; workers may come later.
-
-        Raises
-        ------
-        ClusterError
-            If nobody answers, or not in Dask's protocol.
-        SpecError
-            If the credentials cannot be used.
-        """
+        """Connect to the scheduler; workers may come later."""
         unknown = sorted(set(self.options) - set(_OPTIONS))
         if unknown:
             raise SpecError(
@@ -69,7 +56,7 @@ class Address(DaskCluster):
         from distributed.versions import VersionMismatchWarning
 
         security = self._security or Security()
-        dial(self._address, security, seconds)
+        check_scheduler(self._address, security, seconds)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", VersionMismatchWarning)  # versions are compared later, by our own rules
@@ -88,9 +75,9 @@ class Address(DaskCluster):
     def reconnect(self) -> Client | None:
         """Return a client of a scheduler that was started again at the same address."""
         try:
-            return self._connect(_AGAIN_SECONDS)
+            return self._connect(_RECONNECT_SECONDS)
         except ClusterError as error:
-            raise ConnectionError(str(error)) from error  # nothing final: it may be starting
+            raise ConnectionError(str(error)) from error  # not final: it may be starting
 
     def explain_missing_workers(self) -> str | None:
         """Return what its workers lack, and how to start some."""

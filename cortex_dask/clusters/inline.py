@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from cortex_dask.io.job.records import Outcome, SplitTask
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.runtime.cluster import Cluster, Done, Report
+from cortex_dask.runtime.handler_process import inline
 
 
 class Inline(Cluster):
@@ -33,15 +34,11 @@ class Inline(Cluster):
 
     def submit(self, tasks: Sequence[tuple[SplitTask, Done]], *, elsewhere: bool = False) -> None:
         """Run the splits now."""
-        from cortex_dask.runtime.handler_process import inline
-
         for task, done in tasks:
             done(inline.run_split(task, self._report))
 
     def complete(self) -> Outcome:
         """Run ``on_job_complete`` on the job's only handler."""
-        from cortex_dask.runtime.handler_process import inline
-
         return inline.run_completion(self._job_url)
 
     def stop(self, reason: str) -> None:
@@ -49,6 +46,4 @@ class Inline(Cluster):
 
     def close(self) -> None:
         """Forget the job's handler."""
-        from cortex_dask.runtime.handler_process import inline
-
         inline.close_job(self._job_url)

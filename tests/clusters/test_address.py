@@ -158,9 +158,9 @@ def test_what_is_sent_while_the_client_connects_again_or_closes_ends_with_it(
             first.kill()
             first.wait()
             until(lambda: cluster.client.status != "running", "the client to notice")
-            cluster.submit(SplitTask(job.url, Split(0, (), None, 1, 1), 1, None), ended.put)
+            cluster.submit([(SplitTask(job.url, Split(0, (), None, 1, 1), 1, None), ended.put)])
             until(lambda: not ended.empty() or cluster.slots() < 0, "the first attempt to end")  # the client closes
-            cluster.submit(SplitTask(job.url, Split(0, (), None, 1, 1), 2, None), ended.put)
+            cluster.submit([(SplitTask(job.url, Split(0, (), None, 1, 1), 2, None), ended.put)])
             until(lambda: ended.qsize() == 2 or cluster.slots() < 0, "the second one to end")
             lost = [ended.get(), ended.get()]
         finally:

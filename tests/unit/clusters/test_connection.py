@@ -14,7 +14,7 @@ import dask.config
 import pytest
 from distributed import Scheduler, Security
 
-from cortex_dask.clusters.connection import dial
+from cortex_dask.clusters.connection import check_scheduler
 from cortex_dask.errors import ClusterError, SpecError
 
 
@@ -66,7 +66,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def refusal(address: str, security: Security | None = None, seconds: float = 1.0) -> str:
     with pytest.raises((ClusterError, SpecError)) as raised:
-        dial(address, security or Security(), seconds)
+        check_scheduler(address, security or Security(), seconds)
     message = str(raised.value)
     assert message.startswith("cluster: ")
     assert "\n" not in message
@@ -78,12 +78,12 @@ def port(address: str) -> str:
 
 
 def test_a_scheduler_answers(servers: Servers) -> None:
-    dial(servers.plain, Security(), 5)
-    dial(servers.tls, servers.security, 5)
+    check_scheduler(servers.plain, Security(), 5)
+    check_scheduler(servers.tls, servers.security, 5)
 
 
 def test_other_protocols_are_left_to_dask() -> None:
-    dial("ucx://127.0.0.1:1", Security(), 1)
+    check_scheduler("ucx://127.0.0.1:1", Security(), 1)
 
 
 def test_nobody_answers() -> None:
@@ -106,7 +106,7 @@ def test_a_scheduler_that_is_being_started_is_waited_for() -> None:
 
     starting = threading.Timer(0.5, greet)
     starting.start()
-    dial(f"tcp://127.0.0.1:{free}", Security(), 10)
+    check_scheduler(f"tcp://127.0.0.1:{free}", Security(), 10)
     starting.join()
 
 

@@ -130,7 +130,7 @@ def test_a_worker_like_this_process_is_fit() -> None:
         (needed_versions(settings("class", python="2.7")), "has python 3."),
     ],
 )
-def test_a_worker_that_comes_later_says_why_it_is_unfit(needed: dict[str, str | None], said: str) -> None:
+def test_a_worker_that_comes_later_says_why_it_does_not_fit(needed: dict[str, str | None], said: str) -> None:
     reason = own_mismatch(needed)
     assert reason is not None
     assert said in reason
