@@ -198,7 +198,7 @@ class Job:
 
         where = LogFilter(level=level, batch=batch, worker=worker, since=parse_since(since))
         logs = JobLogs(self._directory.store)
-        return logs.follow(where, over=lambda: not self.is_live()) if follow else iter(logs.lines(where))
+        return logs.follow(where, has_ended=lambda: not self.is_live()) if follow else iter(logs.lines(where))
 
     def failures(self) -> pd.DataFrame:
         """Return the batches and input lines that failed for good: cause, traceback, position in the input, payload.

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 import cortex_dask as cx
 from cortex_dask.cli import main
 from cortex_dask.clusters.local import LocalThreads
-from cortex_dask.io.job.failures import dead_letters
+from cortex_dask.io.job.failures import read_failures
 from cortex_dask.job import Job
 from cortex_dask.runtime.coordinator.coordinator import run_job
 from tests.faults.jobs import make_job
@@ -285,7 +285,7 @@ def test_a_coordinator_killed_over_a_delivery(moment: Moment, fifo: bool, tmp_pa
             assert coordinator.join() == -signal.SIGKILL, coordinator.said()
         assert job.run()["undelivered"] == 0
         got = [item["batch_id"] for item in queue.receive()]
-    assert sorted(set(got)) == sorted(letter["batch_id"] for letter in dead_letters(job.directory))
+    assert sorted(set(got)) == sorted(letter["batch_id"] for letter in read_failures(job.directory))
     assert len(set(got)) == len(bad)
     if fifo or moment.request == "create" or moment.when == "after":
         assert len(got) == len(bad)

@@ -1,4 +1,4 @@
-"""A job's log: reading, filtering and following the chunks of JSON lines that its processes leave behind."""
+"""The log of a job, which its processes write as chunks of JSON lines: read, filtered, followed."""
 
 from __future__ import annotations
 
@@ -13,52 +13,39 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from cortex_dask.errors import SpecError
+from cortex_dask.io.store.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from cortex_dask.io.store.store import Store
 
 LogLine = dict[str, Any]
 
 #: Levels from the least to the most important; a filter keeps its level and those after it.
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
-_READERS = 16  # concurrent reads of chunks: hides the latency of object stores
-_POLL_SECONDS = 1.0  # chunks come at most every few seconds: asking more often shows nothing earlier
+_CONCURRENT_READS = 16  # hides the latency of object stores
+_POLL_SECONDS = 1.0  # processes write chunks every few seconds at most
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-#: Keys with a place of their own in text and tables; the others are what the handler gave as ``extra``.
+#: Keys with a place of their own in text and tables; handlers gave the others as ``extra``.
 _KNOWN = frozenset({"asctime", "levelname", "message", "process", "batch_id", "labels"})
 _TRACEBACKS = ("exc_info", "stack_info")
 
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """Which lines are wanted; every condition that is given has to hold.
+    """Matches the lines that meet every given condition."""
 
-    Attributes
-    ----------
-    level : str or None
-        The least important level, one of :data:`LEVELS`.
-    batch : str or None
-        A batch id, or the beginning of one.
-    worker : str or None
-        A worker's id, or the beginning of one.
-    since : datetime or None
-        Nothing older.
-    """
-
-    level: str | None = None
-    batch: str | None = None
-    worker: str | None = None
-    since: datetime | None = None
+    level: str | None = None  # the least important one of LEVELS
+    batch: str | None = None  # a batch id, or the beginning of one
+    worker: str | None = None  # a worker's id, or the beginning of one
+    since: datetime | None = None  # no older lines
 
     def __post_init__(self) -> None:
         if self.level is not None and self.level.lower() not in LEVELS:
             raise SpecError(f"level: found {self.level!r}; allowed are {', '.join(LEVELS)}")
 
-    def __call__(self, line: LogLine) -> bool:
-        """Whether a line is wanted."""
+    def matches(self, line: LogLine) -> bool:
+        """Tell whether a line meets every condition."""
         if self.level is not None and _rank(line) < LEVELS.index(self.level.lower()):
             return False
         if self.batch is not None and not str(line.get("batch_id") or "").startswith(self.batch):
@@ -69,42 +56,26 @@ class LogFilter:
 
 
 class JobLogs:
-    """The log of one job.
-
-    Parameters
-    ----------
-    store : Store
-        The job directory.
-    """
+    """The log of one job."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store = store  # of the job directory
 
     def lines(self, where: LogFilter | None = None) -> list[LogLine]:
-        """Return the lines that are there now, in order of time."""
+        """Return the present lines in order of time."""
         return self._read(self._chunks(), where or LogFilter())
 
     def follow(
         self,
         where: LogFilter | None = None,
         *,
-        over: Callable[[], bool],
+        has_ended: Callable[[], bool],
         pause: Callable[[float], object] = time.sleep,
     ) -> Iterator[LogLine]:
-        """Yield the lines that are there, and then those that come, until the job is over.
-
-        Parameters
-        ----------
-        where : LogFilter, optional
-            Which lines are wanted.
-        over : callable
-            Whether the job has ended; what it wrote until then is still yielded.
-        pause : callable
-            Called with seconds to wait before the next look.
-        """
+        """Yield the present lines, and new ones until the job has ended."""
         seen: set[str] = set()
         while True:
-            last = over()  # asked before the look: what was written before the end is found by this look
+            last = has_ended()  # before the chunks are listed, so that those written before the end are among them
             chunks = [name for name in self._chunks() if name not in seen]
             seen.update(chunks)
             yield from self._read(chunks, where or LogFilter())
@@ -118,32 +89,18 @@ class JobLogs:
     def _read(self, chunks: list[str], where: LogFilter) -> list[LogLine]:
         if not chunks:
             return []
-        with ThreadPoolExecutor(min(_READERS, len(chunks))) as pool:
-            found = [line for lines in pool.map(lambda name: self._wanted(name, where), chunks) for line in lines]
+        with ThreadPoolExecutor(min(_CONCURRENT_READS, len(chunks))) as pool:
+            found = [line for lines in pool.map(lambda name: self._read_chunk(name, where), chunks) for line in lines]
         # The sort is stable: lines of one process with the same millisecond stay in the order in which it wrote them.
         return sorted(found, key=lambda line: str(line.get("asctime", "")))
 
-    def _wanted(self, chunk: str, where: LogFilter) -> list[LogLine]:
+    def _read_chunk(self, chunk: str, where: LogFilter) -> list[LogLine]:
         lines = (_decode(line) for line in self._store.read(chunk).splitlines() if line)
-        return [line for line in lines if where(line)]
+        return [line for line in lines if where.matches(line)]
 
 
 def parse_since(value: str | float | timedelta | datetime | None, *, now: datetime | None = None) -> datetime | None:
-    """Return the moment that a user means.
-
-    Parameters
-    ----------
-    value : str, float, timedelta, datetime or None
-        ``"10m"``, ``"90s"``, ``"2h"``, ``"1d"`` or a number of seconds before now; or an ISO 8601 time, in the local
-        time zone when it names none.
-    now : datetime, optional
-        What "before now" starts from.
-
-    Raises
-    ------
-    SpecError
-        If the text is neither.
-    """
+    """Return the time of a span before now (seconds, ``"10m"``, ``"2h"``) or of an ISO 8601 text, local by default."""
     if value is None:
         return None
     now = now or datetime.now(UTC)
@@ -166,19 +123,21 @@ def parse_since(value: str | float | timedelta | datetime | None, *, now: dateti
 
 
 def to_text(line: LogLine) -> str:
-    """Return a line for people: time, level, worker, batch, message, what else was given; a traceback stands below."""
+    """Return a line as text: time, level, worker, batch, message, other keys; a traceback follows on its own lines."""
     words = [str(line.get("asctime", "-")), f"{line.get('levelname', '-'):<7}"]
     if _worker(line):
         words.append(f"[{_worker(line)}]")
     if line.get("batch_id"):
         words.append(f"[{line['batch_id']}]")
     words.append(str(line.get("message", "")))
-    words += [f"{key}={_plain(value)}" for key, value in line.items() if key not in _KNOWN and key not in _TRACEBACKS]
-    return "\n".join([" ".join(words), *(_plain(line[key]) for key in _TRACEBACKS if line.get(key))])
+    words += [
+        f"{key}={_to_words(value)}" for key, value in line.items() if key not in _KNOWN and key not in _TRACEBACKS
+    ]
+    return "\n".join([" ".join(words), *(_to_words(line[key]) for key in _TRACEBACKS if line.get(key))])
 
 
 def to_frame(lines: Iterable[LogLine]) -> pd.DataFrame:
-    """Return lines as a table: time, level, worker, batch_id, message, process, and one column per ``extra`` key."""
+    """Return lines as a table, with a column for each key that a handler gave as ``extra``."""
     import pandas as pd
 
     rows = [
@@ -206,7 +165,7 @@ def _decode(data: bytes) -> LogLine:
         line = None
     if isinstance(line, dict):
         return line
-    # A log is read when something went wrong: a line that is not JSON is shown as it is, never dropped.
+    # A line that is not JSON may be what explains a failure, so it is kept as it is.
     return {"asctime": "", "levelname": "INFO", "message": data.decode(errors="replace")}
 
 
@@ -221,14 +180,14 @@ def _worker(line: LogLine) -> str:
 
 
 def _time(line: LogLine) -> datetime:
-    """Return when a line was written; log lines carry UTC, as everything in the job directory does."""
+    """Return when a line was written, in UTC."""
     try:
         return datetime.strptime(str(line.get("asctime")), "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC)
     except ValueError:
         return datetime.fromtimestamp(0, UTC)
 
 
-def _plain(value: Any) -> str:
+def _to_words(value: Any) -> str:
     return (
         value if isinstance(value, str) else orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     )

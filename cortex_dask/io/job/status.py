@@ -1,7 +1,6 @@
-"""A job's status document as numbers, and how numbers are put in words.
+"""The status words of jobs, and :class:`Progress`, the numbers of a status document.
 
-The status document is the JSON that the coordinator keeps in the job directory; :class:`Progress` is what people ask
-of it.
+The status document is the JSON that the coordinator keeps in the job directory.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ STATUSES = (
 #: The statuses that do not change any more, unless the job is resumed or retried.
 FINAL_STATUSES = frozenset(STATUSES[2:])
 
-#: The statuses with which the output is whole.
+#: The statuses with which the output is complete.
 COMPLETE_STATUSES = frozenset({"succeeded", "completed with failures"})
 
 
@@ -75,7 +74,7 @@ class Progress:
 
     @classmethod
     def from_status(cls, document: Mapping[str, Any], *, now: datetime | None = None) -> Progress:
-        """Read the status document; whatever it lacks counts as not known yet."""
+        """Read a status document; what it lacks is not known yet."""
         total = document.get("total_batch_count")
         started, ended = parse_time(document.get("start_time")), parse_time(document.get("end_time"))
         return cls(
@@ -95,7 +94,7 @@ class Progress:
     @property
     def share(self) -> float | None:
         """What part of the batches is done, 0 to 1; None while the total is unknown."""
-        if self.status in ("succeeded", "completed with failures"):
+        if self.status in COMPLETE_STATUSES:
             return 1.0
         if not self.batches_total:
             return None

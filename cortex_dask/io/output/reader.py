@@ -1,40 +1,31 @@
-"""Reading a job's output: the parts that its ledger records, and nothing else that may lie beside them."""
+"""The committed parts of a job, read back; other files beside them are ignored."""
 
 from __future__ import annotations
 
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-    from cortex_dask.io.job.settings import OutputSettings
+from cortex_dask.io.arrow.schema import decode_schema
+from cortex_dask.io.job.settings import OutputSettings
+from cortex_dask.io.json.decoder import read_json_lines
+from cortex_dask.io.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class JobOutput:
-    """The committed parts of one job.
-
-    Attributes
-    ----------
-    settings : OutputSettings
-        Where and in which format they are.
-    names : tuple of str
-        The parts, in input order.
-    schema : str or None
-        The output's schema (base64 of Arrow IPC); None: the handler has returned no rows.
-    """
+    """The committed parts of one job."""
 
     settings: OutputSettings
-    names: tuple[str, ...]
-    schema: str | None
+    names: tuple[str, ...]  # of the parts, in input order
+    schema: str | None  # base64 of Arrow IPC; None: the handler returned no rows
 
     def to_arrow(self) -> pa.Table:
         """Return all rows in input order."""
-        import pyarrow as pa
-
         schema = _schema(self.schema)
         tables = [read_part(name, settings=self.settings, schema=self.schema) for name in self.names]
         return pa.concat_tables(tables) if tables else schema.empty_table()
@@ -54,30 +45,11 @@ class JobOutput:
 def read_part(
     name: str, *, settings: OutputSettings, schema: str | None, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Read one part.
-
-    Parameters
-    ----------
-    name : str
-        The part's name in the output directory.
-    settings : OutputSettings
-        Where and in which format it is.
-    schema : str or None
-        The output's schema.
-    columns : sequence of str, optional
-        Read only these.
-    """
-    from cortex_dask.io.store.store import Store
-
+    """Read one part, or only some of its columns."""
     data = Store(settings.url).read(name)
     if settings.format == "parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         table = pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
         return table.replace_schema_metadata(None)
-    from cortex_dask.io.json.decoder import read_json_lines
-
     table = read_json_lines(gzip.decompress(data) if name.endswith(".gz") else data, _schema(schema))
     return table if columns is None else table.select(list(columns))
 
@@ -89,8 +61,4 @@ def _read_frame(
 
 
 def _schema(text: str | None) -> pa.Schema:
-    import pyarrow as pa
-
-    from cortex_dask.io.arrow.schema import decode_schema
-
     return pa.schema([]) if text is None else decode_schema(text).remove_metadata()

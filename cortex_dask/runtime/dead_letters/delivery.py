@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Collection, Mapping
 
 from cortex_dask.io.job.directory import JobDirectory
-from cortex_dask.io.job.failures import standing
+from cortex_dask.io.job.failures import unresolved_failures
 from cortex_dask.io.job.records import SplitRecord
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.runtime.dead_letters.target import DeadLetterTarget, FolderTarget, message_of
@@ -88,7 +88,7 @@ class Delivery:
         self._problem = ""
         self._target.clear_refusal()
         self._receipts.refresh()
-        files = self._without_receipt(standing(self._job))
+        files = self._without_receipt(unresolved_failures(self._job))
         self._deliver(files)
         self.undelivered = sum(map(len, self._without_receipt(files).values()))
         if not self.undelivered:

@@ -82,7 +82,7 @@ def test_following_yields_each_line_once_until_the_job_is_over(store):
         pauses.append(seconds)
         put(store, f"w-1-1-0000{len(pauses)}", logged(f"after {len(pauses)}", len(pauses)))
 
-    followed = JobLogs(store).follow(over=lambda: next(states), pause=pause)
+    followed = JobLogs(store).follow(has_ended=lambda: next(states), pause=pause)
 
     assert messages(followed) == ["first", "after 1", "after 2"]
     assert len(pauses) == 2
