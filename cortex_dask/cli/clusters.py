@@ -12,7 +12,7 @@ from cortex_dask.cli import options
 from cortex_dask.cli.output import json_text, warning
 
 if TYPE_CHECKING:
-    from cortex_dask.clusters.inventory import RunningCluster
+    from cortex_dask.clusters.records import RunningCluster
 
 
 @click.group()
@@ -29,7 +29,7 @@ def list_(env: str | None, shown_as: str) -> None:
     from cortex_dask.clusters import inventory
 
     environment = environments.current(env)
-    found, problems = inventory.survey(environment)
+    found, problems = inventory.find_clusters(environment)
     for problem in problems:
         warning(problem)
     if shown_as == "json":
@@ -51,11 +51,11 @@ def gc(dry_run: bool, env: str | None, shown_as: str) -> None:
     from cortex_dask.clusters import inventory
 
     environment = environments.current(env)
-    found, problems = inventory.survey(environment)
+    found, problems = inventory.find_clusters(environment)
     for problem in problems:
         warning(problem)
     idle = [cluster for cluster in found if not cluster.is_needed]
-    ended = idle if dry_run else inventory.collect(environment, idle)
+    ended = idle if dry_run else inventory.end_clusters(environment, idle)
     if shown_as == "json":
         click.echo(json_text([cluster.to_json() for cluster in ended]))
         return

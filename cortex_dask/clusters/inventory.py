@@ -1,125 +1,95 @@
-"""Clusters that were started for jobs: which there are, which nobody needs any more, and away with those.
+"""Clusters that run for jobs, and those that no job needs any more.
 
 A cluster ends with its job. What is left over is that of a submitter, or a coordinator, that was killed: it ends by
-itself after its idle timeout, and :func:`collect` ends it now.
-
-Each backend's module has two functions for this: ``running(options, records)`` returns the clusters that run for jobs,
-as :class:`RunningCluster`, and ``close(cluster, options)`` ends one. Both raise :class:`ClusterError` when nobody
-answers.
+itself after its idle timeout, and :func:`end_clusters` ends it now.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cortex_dask.clusters import records
+from cortex_dask.clusters.gateway import cluster as gateway
+from cortex_dask.clusters.kubernetes import cluster as kubernetes
+from cortex_dask.clusters.records import ClusterRecord, RunningCluster
+from cortex_dask.environments import Environment
 from cortex_dask.errors import ClusterError, JobNotFoundError, SpecError
 from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.status import FINAL_STATUSES
 from cortex_dask.io.store.store import Store
+from cortex_dask.runtime.coordinator.heartbeat import running_elsewhere
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from cortex_dask.environments import Environment
-
-__all__ = ["BACKENDS", "RunningCluster", "collect", "survey"]
-
-#: The backends that start something for a job, and their modules, which import the clients of servers.
-_MODULES = {
-    "gateway": "cortex_dask.clusters.gateway.cluster",
-    "kubernetes": "cortex_dask.clusters.kubernetes.cluster",
-}
-BACKENDS = tuple(_MODULES)
-#: A cluster that is younger is left alone, whatever its job says: its coordinator may not have begun yet.
+#: A cluster that is younger is left alone, whatever its job says: its coordinator may not have started yet.
 _YOUNG = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class RunningCluster:
-    """A cluster that was started for a job and runs, as its backend tells it."""
+class Backend:
+    """How to list and end the clusters of a backend; both raise :class:`ClusterError` when it does not answer."""
 
-    backend: str
-    name: str
-    where: str  # the gateway's address, the namespace
-    job_id: str | None = None
-    api_name: str | None = None
-    created_time: float | None = None  # seconds since 1970
-    job_url: str | None = None
-    status: str | None = None  # of the job; None: there is no such job in the environment
-    is_needed: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    running: Callable[[Mapping[str, Any], Sequence[ClusterRecord]], list[RunningCluster]]
+    close: Callable[[RunningCluster, Mapping[str, Any]], None]
 
 
-def survey(environment: Environment) -> tuple[list[RunningCluster], list[str]]:
+#: The backends that start clusters for jobs.
+BACKENDS = {
+    "gateway": Backend(gateway.running_clusters, gateway.close_cluster),
+    "kubernetes": Backend(kubernetes.running_clusters, kubernetes.close_cluster),
+}
+
+
+def find_clusters(environment: Environment) -> tuple[list[RunningCluster], list[str]]:
     """Return the clusters of an environment's jobs, and a sentence for each backend that cannot be asked.
 
-    Parameters
-    ----------
-    environment : Environment
-        Its backend is asked, and each that a record of one of its jobs names.
+    The environment's backend is asked, and each that a record of one of its jobs names.
     """
-    noted = list(records.all_records(Store(environment.store)))
-    backends = {record.backend for record in noted} | ({environment.cluster} & set(BACKENDS))
+    recorded = list(records.all_records(Store(environment.store)))
+    names = {record.backend for record in recorded} | {environment.cluster}
     found: list[RunningCluster] = []
     problems = []
-    for backend in sorted(backends & set(BACKENDS)):
-        options = environment.cluster_options if environment.cluster == backend else {}
-        mine = [record for record in noted if record.backend == backend]
+    for name in sorted(names & BACKENDS.keys()):
+        own = [record for record in recorded if record.backend == name]
         try:
-            running = list(_module(backend).running(options, mine))
+            running = BACKENDS[name].running(_options(environment, name), own)
         except (ClusterError, SpecError) as error:
             problems.append(str(error))
             continue
-        found += [_with_job(cluster, mine, Store(environment.store).url) for cluster in running]
-        _forget_ended(running, mine)
+        found += [_with_job(cluster, own, Store(environment.store).url) for cluster in running]
+        _delete_old_records(running, own)
     return found, problems
 
 
-def collect(environment: Environment, clusters: Iterable[RunningCluster]) -> list[RunningCluster]:
-    """End clusters, and return those that were ended.
-
-    Raises
-    ------
-    ClusterError
-        If one cannot be ended; those before it were.
-    """
+def end_clusters(environment: Environment, clusters: Iterable[RunningCluster]) -> list[RunningCluster]:
+    """End clusters, and return them; raises :class:`ClusterError` at the first one that cannot be ended."""
     ended = []
     for cluster in clusters:
-        options = environment.cluster_options if environment.cluster == cluster.backend else {}
-        _module(cluster.backend).close(cluster, options)
+        BACKENDS[cluster.backend].close(cluster, _options(environment, cluster.backend))
         record = None if cluster.job_url is None else records.find(cluster.job_url)
         if record is not None and record.name == cluster.name:
-            records.drop(record)
+            records.delete(record)
         ended.append(cluster)
     return ended
 
 
-def _module(backend: str) -> ModuleType:
-    return import_module(_MODULES[backend])
+def _options(environment: Environment, backend: str) -> Mapping[str, Any]:
+    return environment.cluster_options if environment.cluster == backend else {}
 
 
-def _with_job(cluster: RunningCluster, noted: Sequence[records.ClusterRecord], store: str) -> RunningCluster:
+def _with_job(cluster: RunningCluster, recorded: Sequence[ClusterRecord], store: str) -> RunningCluster:
     """Add what the job's directory says."""
-    record = next((item for item in noted if item.name == cluster.name and item.where == cluster.where), None)
+    record = next((item for item in recorded if item.name == cluster.name and item.where == cluster.where), None)
     url = cluster.job_url if record is None else record.job_url
     if url is None or not url.startswith(f"{store}/jobs/"):
-        return cluster  # of another environment, or of nobody that is known: not for us to end
+        return cluster  # of another environment, or unknown: not for us to end
     created = cluster.created_time or (None if record is None else record.created_time)
     job = JobDirectory(url)
     try:
         settings = job.settings()
     except JobNotFoundError:
         return replace(cluster, job_url=url, created_time=created, is_needed=False)
-    from cortex_dask.io.job.status import FINAL_STATUSES
-    from cortex_dask.runtime.coordinator.heartbeat import running_elsewhere
-
     document = job.read_json("status.json") or {}
     status = document.get("status", "enqueuing")
     is_live = running_elsewhere(document, "") is not None if document else False
@@ -140,9 +110,9 @@ def _with_job(cluster: RunningCluster, noted: Sequence[records.ClusterRecord], s
     )
 
 
-def _forget_ended(running: Iterable[RunningCluster], noted: Iterable[records.ClusterRecord]) -> None:
-    """Drop the records of clusters that are gone: by their idle timeout, or by somebody else's hand."""
+def _delete_old_records(running: Iterable[RunningCluster], recorded: Iterable[ClusterRecord]) -> None:
+    """Delete the records of clusters that are gone: by their idle timeout, or because a user has ended them."""
     names = {cluster.name for cluster in running}
-    for record in noted:
+    for record in recorded:
         if record.name not in names and time.time() - record.created_time > _YOUNG:
-            records.drop(record)
+            records.delete(record)

@@ -22,7 +22,7 @@ from cortex_dask.clusters.gateway import scheduler
 from cortex_dask.clusters.gateway.options import ChosenOptions, Needs, choose_options
 from cortex_dask.clusters.gateway.scheduler import WorkerSlots
 from cortex_dask.clusters.gateway.server import ENDED, GatewayApi, GatewayUnreachableError
-from cortex_dask.clusters.inventory import RunningCluster
+from cortex_dask.clusters.records import RunningCluster
 from cortex_dask.clusters.scaling import first_workers
 from cortex_dask.errors import ClusterError, CortexDaskError, SpecError
 from cortex_dask.formatting import shown
@@ -271,12 +271,12 @@ class Gateway(GatewayCluster):
         unnamed = self._record = self._write_record(f"{_UNNAMED}{self._token}")
         name = self._cluster = api.create(chosen.options)
         self._record = self._write_record(name)
-        records.drop(unnamed)
+        records.delete(unnamed)
         return name
 
     def _write_record(self, name: str) -> records.ClusterRecord:
         assert self._api is not None
-        return records.keep(self._job_url, self.name, name, self._api.address, is_detached=self._is_detached)
+        return records.write(self._job_url, self.name, name, self._api.address, is_detached=self._is_detached)
 
     def _wait_until_running(self, api: GatewayApi, name: str, deadline: float, limit: float) -> ClusterReport:
         where = f"the cluster {name} of the Dask Gateway at {api.address}"
@@ -383,7 +383,7 @@ class Gateway(GatewayCluster):
         except OSError as error:  # a store that fails does not keep the cluster from being ended
             _log.warning("the record of the cluster %s cannot be read: %s", self._cluster, error)
         if self._cluster is None or self._stop(api, self._cluster):
-            records.drop(record)
+            records.delete(record)
 
     def _stop(self, api: GatewayApi, name: str) -> bool:
         """End a cluster; return whether the gateway has accepted that."""
@@ -404,7 +404,7 @@ class Gateway(GatewayCluster):
             return False
 
 
-def running(options: Mapping[str, Any], recorded: Sequence[records.ClusterRecord]) -> list[RunningCluster]:
+def running_clusters(options: Mapping[str, Any], recorded: Sequence[records.ClusterRecord]) -> list[RunningCluster]:
     """Return the user's clusters that run for jobs, at the gateway of Dask's configuration."""
     api = GatewayApi()
     names = {record.name for record in recorded}
@@ -425,7 +425,7 @@ def running(options: Mapping[str, Any], recorded: Sequence[records.ClusterRecord
     return found
 
 
-def close(cluster: RunningCluster, options: Mapping[str, Any]) -> None:
+def close_cluster(cluster: RunningCluster, options: Mapping[str, Any]) -> None:
     """End a cluster; raise ClusterError if the gateway does not answer, or is not the one that created it."""
     api = GatewayApi()
     if cluster.where != api.address:

@@ -32,7 +32,7 @@ class GatewayParentScheduler(GatewayCluster, ParentScheduler):
             self._register(client)
             record = records.find(self._job_url)
             if record is not None and record.backend == self.name:
-                self._record = records.keep(self._job_url, self.name, record.name, record.where, is_detached=True)
+                self._record = records.write(self._job_url, self.name, record.name, record.where, is_detached=True)
             self._is_taken_over = True
             # An earlier coordinator may have removed workers, or died before it requested any.
             client.run_on_scheduler(scheduler.resize, self._first_workers)
@@ -50,4 +50,4 @@ class GatewayParentScheduler(GatewayCluster, ParentScheduler):
     def shutdown(self) -> None:
         """Drop the record of the cluster, which is closed when this process has ended."""
         if self._record is not None:
-            records.drop(self._record)
+            records.delete(self._record)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from cortex_dask.clusters import records
 from cortex_dask.clusters.dask import DaskCluster
-from cortex_dask.clusters.inventory import RunningCluster
 from cortex_dask.clusters.kubernetes import runner
 from cortex_dask.clusters.kubernetes.api import KubeApi, RefusedError
 from cortex_dask.clusters.kubernetes.manifests import MANAGED, make_dask_cluster, scheduler_address, slots_per_worker
 from cortex_dask.clusters.kubernetes.operator import OperatorCluster, wait_until_removed
 from cortex_dask.clusters.kubernetes.options import KubernetesOptions, check_options
 from cortex_dask.clusters.kubernetes.preflight import check_cluster, check_paths
+from cortex_dask.clusters.records import RunningCluster
 from cortex_dask.clusters.scaling import first_workers
 from cortex_dask.errors import ClusterError
 
@@ -64,7 +64,7 @@ class Kubernetes(DaskCluster):
         check_cluster(api, manifest)
         name = manifest["metadata"]["name"]
         is_detached = runner.is_runner()
-        self._record = records.keep(self._job_url, self.name, name, api.namespace, is_detached=is_detached)
+        self._record = records.write(self._job_url, self.name, name, api.namespace, is_detached=is_detached)
         self._cluster = OperatorCluster(api, manifest, self._token, self.closing, self._notice.say)
         self._cluster.claim(deadline)
         pod = self._cluster.wait_for_scheduler(deadline)
@@ -184,7 +184,7 @@ class Kubernetes(DaskCluster):
                 _log.warning("%s", left)
             # The record of a runner stays as long as the runner's Job, which still exists when the job has ended.
             if self._record is not None and not runner.is_runner():
-                records.drop(self._record)
+                records.delete(self._record)
         api.close()
         self._api = None
 
@@ -206,7 +206,7 @@ def choose_workers_to_remove(workers: Sequence[str], known: Mapping[str, str], b
 # running clusters -----------------------------------------------------------------------------------------------------
 
 
-def running(options: Mapping[str, Any], recorded: Sequence[records.ClusterRecord]) -> list[RunningCluster]:
+def running_clusters(options: Mapping[str, Any], recorded: Sequence[records.ClusterRecord]) -> list[RunningCluster]:
     """Return the clusters that run for jobs, in the namespace of the environment's options and in those of its records.
 
     A runner without a cluster counts as one: its pod costs little, but the cluster that it will create costs more.
@@ -222,7 +222,7 @@ def running(options: Mapping[str, Any], recorded: Sequence[records.ClusterRecord
     return list(found.values())
 
 
-def close(cluster: RunningCluster, options: Mapping[str, Any]) -> None:
+def close_cluster(cluster: RunningCluster, options: Mapping[str, Any]) -> None:
     """Remove a cluster and its runner, or raise ClusterError."""
     with _connected(options, cluster.where) as api:
         api.delete("Job", cluster.name)  # first, or its pod would create the cluster again

@@ -72,7 +72,7 @@ def start_runner(job_url: str, settings: JobSettings, *, retry: bool = False) ->
         check_cluster(api, cluster)
         check_runner(api, job)
         name = job["metadata"]["name"]
-        record = records.keep(job_url, "kubernetes", name, api.namespace, is_detached=True)
+        record = records.write(job_url, "kubernetes", name, api.namespace, is_detached=True)
         if _is_active(api, name):
             return
         created = api.create(job)
@@ -80,7 +80,7 @@ def start_runner(job_url: str, settings: JobSettings, *, retry: bool = False) ->
             _wait_until_running(api, created, min(_START_SECONDS, options.start_timeout))
         except ClusterError:
             api.delete("Job", name, uid=created["metadata"]["uid"])
-            records.drop(record)
+            records.delete(record)
             raise
 
 
