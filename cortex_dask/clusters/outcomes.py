@@ -24,12 +24,10 @@ LARGEST_EVENT = 8192
 
 Attempt = tuple[str, int, int]  # the coordinator's token, the split, the number of the attempt
 
-_TYPE = "outcome"
-
 
 def outcome_event(attempt: Attempt, outcome: bytes) -> dict[str, Any] | None:
     """Return the event that carries an outcome; None if it is too large."""
-    return {"type": _TYPE, "to": attempt, "outcome": outcome} if len(outcome) <= LARGEST_EVENT else None
+    return {"attempt": attempt, "outcome": outcome} if len(outcome) <= LARGEST_EVENT else None
 
 
 class OutcomeEvents:
@@ -50,9 +48,9 @@ class OutcomeEvents:
 
     def receive(self, event: dict[str, Any]) -> bool:
         """Keep the outcome in an event if it is expected; return whether the event is an outcome at all."""
-        if event["type"] != _TYPE:
+        if "outcome" not in event:
             return False
-        attempt = tuple(event["to"])
+        attempt = tuple(event["attempt"])
         if attempt in self._expected:
             self._outcomes[attempt] = event["outcome"]
         return True

@@ -1,9 +1,4 @@
-"""The entry points of the two processes that outlive the submitter: the watchdog, and the coordinator that it starts.
-
-A handler that submits a job, in ``on_job_complete`` for instance, is itself about to end, and all that it has started
-is killed with it. So the watchdog is not a descendant: the process that starts it forks and exits. Both run with the
-interpreter and the variables of the worker, not with the handler's own.
-"""
+"""The entry points of the two processes that outlive the submitter: the watchdog, and the coordinator it starts."""
 
 from __future__ import annotations
 

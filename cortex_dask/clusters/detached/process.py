@@ -1,10 +1,8 @@
-"""A coordinator in a process of its own, which outlives the process that starts it.
+"""Starting a coordinator in a background process that outlives this one.
 
-A handler that submits a job, in ``on_job_complete`` for instance, is itself about to end, and all that it has started
-is killed with it. So its coordinator is no descendant: the process that is started here forks and leaves, and what it
-has forked, a :class:`~cortex_dask.clusters.detached.watchdog.Watchdog`, belongs to nobody. That one starts the
-coordinator, and starts it again when it dies. Both run with the interpreter and the variables of the worker, not with
-the handler's own.
+The process that is started here forks and exits; what it has forked, in :mod:`cortex_dask.clusters.detached.main`, is a
+:class:`~cortex_dask.clusters.detached.watchdog.Watchdog` that is no descendant of this process. A handler that submits
+a job, in ``on_job_complete`` for instance, is itself about to end, and all its descendants are killed with it.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from cortex_dask.errors import CortexDaskError
 from cortex_dask.runtime import job_context
 from cortex_dask.runtime.worker.launch import python_command
 
-#: It is in the background before anything is imported.
+#: Runs before anything is imported, so that start_coordinator() returns soon.
 _FORK = """\
 import os
 if os.fork():

@@ -44,7 +44,7 @@ _EXIT_SECONDS = 12.0  # a coordinator that has lost its scheduler stops its spli
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorOrder:
-    """What a coordinator is told when it is started."""
+    """What a coordinator reads when it starts."""
 
     job_url: str
     cluster: str  # what --cluster takes, or the scheduler's address

@@ -157,7 +157,7 @@ class Committer:
                 self._output.store.delete(*names)
 
     def _discard(self, record: SplitRecord) -> None:
-        """Remove the files of an attempt that did not count; nobody sees them, so a failure to do so is harmless."""
+        """Remove the files of an attempt that did not count; they are invisible, so a failure to do so is harmless."""
         try:
             if self._output is not None and record.part is not None:
                 self._output.discard(record.part)

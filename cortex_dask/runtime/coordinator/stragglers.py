@@ -10,13 +10,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-#: So many splits have to have ended: the median of fewer says little.
+#: The least number of splits that have ended: the median of fewer says little.
 LEAST_DONE = 10
-#: So much of the job has to be done; before that, the slots have better things to do.
+#: The least share of the job that is done; before that, free slots have other splits to run.
 LEAST_SHARE = 0.5
-#: A split is a straggler when it runs for more than so many times what one of its size takes.
+#: A split is a straggler when it runs for more than this many times what one of its size takes,
 TIMES = 3.0
-#: And for at least so many seconds: to start a split again is not worth its while for less.
+#: and for at least so many seconds: a second attempt would not save time on less.
 LEAST_SECONDS = 2.0
 
 
@@ -38,19 +38,11 @@ class Running:
 
 
 def stragglers(running: Iterable[Running], finished: Sequence[Finished], *, done: int, total: int) -> list[int]:
-    """Return the numbers of the splits to start a second time, the one that is latest first.
+    """Return the numbers of the splits to start a second time, the latest first.
 
-    Parameters
-    ----------
-    running : iterable of Running
-        The splits that run in one attempt.
-    finished : sequence of Finished
-        Splits that have ended in this run of the job: all, or the latest of very many.
-    done, total : int
-        Splits of the job that are done, and all of them.
+    ``running`` are the splits with one attempt, ``finished`` those that have ended in this run of the job, or the last
+    of very many; of the ``total`` splits of the job ``done`` are done.
 
-    Examples
-    --------
     >>> siblings = [Finished(4.0, 1000)] * 20
     >>> stragglers([Running(7, 13.0, 1000), Running(8, 13.0, 4000)], siblings, done=20, total=22)
     [7]
@@ -61,7 +53,7 @@ def stragglers(running: Iterable[Running], finished: Sequence[Finished], *, done
     size = statistics.median(item.size for item in finished)
     late = []
     for item in running:
-        # A larger split may take longer. A smaller one is not taken to be faster: it has to begin and to end as well.
+        # A larger split may take longer. A smaller one is not taken to be faster: it has to start and to end as well.
         expected = usual * max(1.0, item.size / size) if size > 0 else usual
         if item.seconds > max(TIMES * expected, LEAST_SECONDS):
             late.append((item.seconds / max(expected, 1e-9), item.split))
