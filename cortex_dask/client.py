@@ -1,7 +1,7 @@
 """Submitting jobs and finding them again: ``run`` and ``submit`` for notebooks, and the client of one environment.
 
-The first file of the main path. A submission is resolved, its job directory is made, a coordinator is started, and the
-job is shown until it has ended. The next file is ``spec/resolution.py``, which resolves the submission.
+A submission is resolved, its job directory made, a coordinator started, and the job shown until it has ended.
+The next file of this story is ``spec/resolution.py``, which resolves the submission.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cortex_dask.environments import Environment
 from cortex_dask.errors import JobRunningError, SpecError
 from cortex_dask.io.job.logs import to_text
 from cortex_dask.io.job.settings import ClusterSettings
+from cortex_dask.io.job.status import COMPLETE_STATUSES
 from cortex_dask.io.store.store import Store
 from cortex_dask.job import Job
 from cortex_dask.runtime.cluster import Cluster
@@ -262,7 +263,7 @@ class Client:
             (warn or _warn)(warning)
         job, is_new = self.create(resolved, cluster=cluster)
         document = {} if is_new else job.describe()
-        if is_new or not (document["status"] in ("succeeded", "completed with failures") or job.is_live(document)):
+        if is_new or not (document["status"] in COMPLETE_STATUSES or job.is_live(document)):
             if detach:
                 job.start_detached()
             else:
@@ -474,11 +475,7 @@ class Client:
 
 
 def watch_job(job: Job, display: Display, on_interrupt: Callable[[], None] | None = None) -> dict[str, Any]:
-    """Show a job until it has ended; when the user interrupts, stop it if this process runs it.
-
-    The display's output that is no longer read (``| head``) counts as an interrupt. A job that another process runs is
-    left alone.
-    """
+    """Show a job until it has ended; when the user interrupts (or ends ``| head``), stop it if it runs here."""
     try:
         return job.watch(display)
     except (KeyboardInterrupt, BrokenPipeError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from cortex_dask.clusters import detach, make_cluster, records
 from cortex_dask.display import Display, SilentDisplay, next_commands, progress_line, status_html
 from cortex_dask.errors import (
     CortexDaskError,
@@ -19,18 +20,24 @@ from cortex_dask.errors import (
     SpecError,
 )
 from cortex_dask.formatting import duration, parse_time
+from cortex_dask.io.job import failures as job_failures
+from cortex_dask.io.job import logs as job_logs
 from cortex_dask.io.job.directory import JobDirectory
-from cortex_dask.io.job.status import FINAL_STATUSES, Progress
+from cortex_dask.io.job.ledger import Ledger
+from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.io.job.status import COMPLETE_STATUSES, FINAL_STATUSES, Progress
+from cortex_dask.io.output.directory import OutputDirectory
+from cortex_dask.runtime.cluster import Cluster
+from cortex_dask.runtime.coordinator.background import BackgroundRun
+from cortex_dask.runtime.coordinator.heartbeat import running_elsewhere
+from cortex_dask.runtime.coordinator.status_board import StatusBoard
+from cortex_dask.spec.resolution import ResolvedJob
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from cortex_dask.io.job.settings import JobSettings
     from cortex_dask.io.output.reader import JobOutput
-    from cortex_dask.runtime.cluster import Cluster
-    from cortex_dask.runtime.coordinator.background import BackgroundRun
-    from cortex_dask.spec.resolution import ResolvedJob
 
 
 _POLL_SECONDS = 0.5  # the status document is written every second or two
@@ -76,8 +83,6 @@ class Job:
     def _repr_html_(self) -> str:
         return status_html(self.describe())
 
-    # what it is -----------------------------------------------------------------------------------------------------
-
     @property
     def url(self) -> str:
         """The job directory."""
@@ -120,8 +125,6 @@ class Job:
     def output(self) -> str | None:
         """The URL of the output directory; None when the job writes none."""
         return None if self.settings.output is None else self.settings.output.url
-
-    # how it is ------------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
         """Return the status document.
@@ -179,10 +182,8 @@ class Job:
             The table has the columns ``time`` (UTC), ``level``, ``worker``, ``batch_id``, ``message``, ``process``, and
             one for every key that the handler gave as ``extra``.
         """
-        from cortex_dask.io.job.logs import to_frame
-
         lines = self.log_lines(level=level, batch=batch, worker=worker, since=since, follow=follow)
-        return lines if follow else to_frame(lines)
+        return lines if follow else job_logs.to_frame(lines)
 
     def log_lines(
         self,
@@ -194,19 +195,15 @@ class Job:
         follow: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """Yield the lines of the log as they were written; takes what :meth:`logs` takes."""
-        from cortex_dask.io.job.logs import JobLogs, LogFilter, parse_since
-
-        where = LogFilter(level=level, batch=batch, worker=worker, since=parse_since(since))
-        logs = JobLogs(self._directory.store)
-        return logs.follow(where, has_ended=lambda: not self.is_live()) if follow else iter(logs.lines(where))
+        where = job_logs.LogFilter(level=level, batch=batch, worker=worker, since=job_logs.parse_since(since))
+        log = job_logs.JobLogs(self._directory.store)
+        return log.follow(where, has_ended=lambda: not self.is_live()) if follow else iter(log.lines(where))
 
     def failures(self) -> pd.DataFrame:
         """Return the batches and input lines that failed for good: cause, traceback, position in the input, payload.
 
         Batches that a retry has handled since are not among them.
         """
-        from cortex_dask.io.job import failures as job_failures
-
         return job_failures.to_frame(self._directory)
 
     @property
@@ -219,8 +216,6 @@ class Job:
         """
         document = self._directory.read_json("metrics.json")
         return [] if document is None else list(document["metrics"])
-
-    # what it made ---------------------------------------------------------------------------------------------------
 
     def to_arrow(self, *, partial: bool = False) -> pa.Table:
         """Return the output as an Arrow table, in input order.
@@ -245,8 +240,6 @@ class Job:
     def to_dask(self, *, partial: bool = False) -> Any:
         """Return the output as a :class:`dask.dataframe.DataFrame`, a partition for each part; see :meth:`to_arrow`."""
         return self._output(partial=partial).to_dask()
-
-    # what can be done -----------------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None = None) -> Job:
         """Wait until the job has ended, whichever process runs it.
@@ -328,18 +321,16 @@ class Job:
         """
         return self.start(cluster=cluster, retry=True)
 
-    # what run, submit and the command line are made of --------------------------------------------------------------
+    # internal: used by the client and the command line --------------------------------------------------------------
 
     def start(
         self, *, retry: bool = False, cluster: str | Cluster | None = None, display: Display | None = None
     ) -> Job:
         """Start a coordinator in this process; with ``cluster="inline"`` the job has ended when this returns."""
-        from cortex_dask.clusters import make_cluster
-        from cortex_dask.runtime.coordinator.background import BackgroundRun
-
         if self.is_run_here:
             raise JobRunningError(f"the job {self.job_id} is being run by this process: wait for it or stop it first")
-        hint = dict(next_commands({**self._names(), "status": "stopped"}, environment=self._environment))["resume"]
+        stopped = {"api_name": self.api_name, "job_id": self.job_id, "status": "stopped"}
+        hint = dict(next_commands(stopped, environment=self._environment))["resume"]
         try:
             chosen = make_cluster(self.cluster if cluster is None else cluster)
             self._background = BackgroundRun(self._directory, chosen, retry=retry, resume_hint=hint)
@@ -352,8 +343,6 @@ class Job:
 
     def start_detached(self, *, retry: bool = False) -> None:
         """Start a coordinator that outlives this process: on the scheduler, or in a process of its own."""
-        from cortex_dask.clusters import detach
-
         if not isinstance(self.cluster, str):
             raise SpecError("cluster: a job that runs on its own needs the name of a cluster, not an object")
         detach(self.cluster, self.url, self.settings, retry=retry)
@@ -414,15 +403,8 @@ class Job:
                 stacklevel=3,  # the caller of run or wait
             )
 
-    # ----------------------------------------------------------------------------------------------------------------
-
-    def _names(self) -> dict[str, str]:
-        return {"api_name": self.api_name, "job_id": self.job_id}
-
     def _first_document(self) -> dict[str, Any]:
         """Return the status document of a job that has had no coordinator yet."""
-        from cortex_dask.runtime.coordinator.status_board import StatusBoard
-
         document = StatusBoard(self.settings).document()
         del document["coordinator"]
         return document
@@ -434,8 +416,6 @@ class Job:
 
     def is_live(self, document: dict[str, Any] | None = None) -> bool:
         """Whether a coordinator runs the job, or is about to."""
-        from cortex_dask.runtime.coordinator.heartbeat import running_elsewhere
-
         document = self.describe() if document is None else document
         if self.is_run_here or self._is_starting(document):
             return True
@@ -448,8 +428,6 @@ class Job:
 
     def _is_starting(self, document: dict[str, Any]) -> bool:
         """Whether a coordinator was started on a cluster a short time ago, and has not reported yet."""
-        from cortex_dask.clusters import records
-
         if self.settings.cluster.name in ("local", "inline"):
             return False
         record = records.find(self.url)
@@ -462,15 +440,13 @@ class Job:
         return document["status"] not in FINAL_STATUSES and not self.is_live(document)
 
     def _output(self, *, partial: bool) -> JobOutput:
-        from cortex_dask.io.job.ledger import Ledger
-        from cortex_dask.io.output.directory import OutputDirectory
-        from cortex_dask.io.output.reader import JobOutput
+        from cortex_dask.io.output.reader import JobOutput  # imports pyarrow
 
         settings = self.settings.output
         if settings is None:
             raise InputError(f"the job {self.job_id} writes no output: give it an output directory to have one")
         document = self.describe()
-        if document["status"] not in ("succeeded", "completed with failures") and not partial:
+        if document["status"] not in COMPLETE_STATUSES and not partial:
             raise InputError(
                 f"the job {self.job_id} has no complete output: its status is {document['status']!r} after "
                 f"{Progress.from_status(document).batches_words()}. Wait for it or resume it, "

@@ -14,6 +14,7 @@ from cortex_dask.formatting import count, duration, rate, size
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.settings import JobSettings, LimitSettings, OutputSettings
 from cortex_dask.io.job.splits import Plan, Split
+from cortex_dask.io.job.status import COMPLETE_STATUSES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -256,7 +257,7 @@ def run_sample(resolved: ResolvedJob, batches: int) -> SampleReport:
         job.watch(SilentDisplay())
         elapsed = time.perf_counter() - began
         document = job.describe()
-        if document["status"] not in ("succeeded", "completed with failures"):  # nothing to look at or resume is left
+        if document["status"] not in COMPLETE_STATUSES:  # nothing to look at or resume is left
             reason = f"the sample ended with the status {document['status']!r}: {document['status_reason']}"
             raise JobFailedError(reason, status=document["status"])
         return _report(job, planned, elapsed, workers=settings.workers)
