@@ -1,4 +1,4 @@
-"""`DaskCluster`: what all backends with a Dask scheduler share.
+"""``DaskCluster``: what all backends with a Dask scheduler share.
 
 From top to bottom: what a backend overrides, connecting, the number of slots, a scheduler that is lost, sending splits,
 and ending.
@@ -66,6 +66,7 @@ class DaskCluster(Cluster):
         self._token = uuid.uuid4().hex[:12]
         self._job_url = ""
         self._settings: JobSettings | None = None
+        self._limit = sys.maxsize  # slots that the job may use
         self._pending: dict[Future[Any], tuple[SplitTask, Done]] = {}  # attempts that were sent and have not ended
         self._lock = threading.Lock()
         self._threads: dict[str, int] = {}  # slots of each Dask worker, by its address
@@ -235,8 +236,6 @@ class DaskCluster(Cluster):
         if self._scaling is not None and self._is_connected:
             self._scaling.update(splits_left)
 
-    # a scheduler that is lost ---------------------------------------------------------------------------------------
-
     def _lacks_workers(self) -> bool:
         """Return whether workers are missing and people should know why: by default when there is none at all."""
         return not any(self._threads.values())
@@ -244,6 +243,8 @@ class DaskCluster(Cluster):
     def notice(self) -> str:
         """Return why workers are missing."""
         return self._notice.text
+
+    # a scheduler that is lost ---------------------------------------------------------------------------------------
 
     @property
     def _is_connected(self) -> bool:
@@ -339,7 +340,7 @@ class DaskCluster(Cluster):
         return place
 
     def cancel(self, split: int) -> None:
-        """Have the workers end the attempts at a split that run on."""
+        """Have the workers end the attempts at a split that still run."""
         self._on_all_workers(0.0, dask_worker.cancel_split, self._job_url, split)
 
     def _key(self, task: SplitTask) -> tuple[str, int, int, str]:
@@ -463,7 +464,7 @@ class DaskCluster(Cluster):
         client = self._client
         if client is None or self._lost is not None:
             return
-        # Client.run waits for the slowest worker, without a limit: one that was suspended would hold up the job's end.
+        # Client.run waits for the slowest worker, without a limit: a suspended one would delay the job's end.
         with contextlib.suppress(Exception):  # the scheduler may be gone
             call_with_timeout(lambda: client.run(function, *arguments, on_error="ignore"), seconds)
 

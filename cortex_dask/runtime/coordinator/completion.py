@@ -1,4 +1,4 @@
-"""`on_job_complete`, run once: on one worker, for as long as the job may take."""
+"""``on_job_complete``, run once: on one worker, for as long as the job may take."""
 
 from __future__ import annotations
 
