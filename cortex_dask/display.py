@@ -1,7 +1,7 @@
-"""Showing a job while it runs and when it has ended: a bar in a terminal, HTML in a notebook, plain lines elsewhere.
+"""Showing a job: a bar in a terminal, HTML in a notebook, plain lines elsewhere.
 
-A display is given the status document about every second, and once more at the end. Unless told otherwise it writes to
-standard error: standard output belongs to results.
+A display receives the status document about every second, and once more at the end. By default it writes to standard
+error, as standard output is for results.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 Status = Mapping[str, Any]
 
-_SECONDS_BETWEEN_LINES = 10.0  # often enough to see that a job lives, seldom enough for a log file
+_SECONDS_BETWEEN_LINES = 10.0  # often enough to see that a job is alive, seldom enough for a log file
 _SHARE_BETWEEN_LINES = 0.10
-_TO_BE_RESUMED = ("worker error", "out of memory", "timed out", "stopped", "failed while enqueuing")
+_RESUMABLE = ("worker error", "out of memory", "timed out", "stopped", "failed while enqueuing")
 
 
 class Display(Protocol):
-    """Shows a job that runs."""
+    """Shows a running job."""
 
     def update(self, status: Status) -> None:
         """Show this status document."""
 
     def finish(self, status: Status) -> None:
-        """Show the last status document and let go of the terminal."""
+        """Show the last status document and release the terminal."""
 
     def close(self) -> None:
-        """Let go of the terminal without a last word; may be called after :meth:`finish`."""
+        """Release the terminal and show nothing more; may be called after :meth:`finish`."""
 
 
 def choose(
@@ -45,18 +45,9 @@ def choose(
     progress: bool = True,
     environment: str | None = None,
 ) -> Display:
-    """Return the display that fits where the output goes.
+    """Return the display for a stream (standard error by default), with the summary at the end on another one if given.
 
-    Parameters
-    ----------
-    stream : file, optional
-        Where to write; standard error by default.
-    final : file, optional
-        Where the summary goes at the end; the same by default.
-    progress : bool
-        False: show nothing.
-    environment : str, optional
-        The environment that the commands in the summary have to name; None: the default one.
+    The commands in the summary name ``environment``, unless it is None, the default one.
     """
     stream = stream or sys.stderr
     if not progress:
@@ -69,7 +60,7 @@ def choose(
 
 
 def in_notebook() -> bool:
-    """Whether this process is a Jupyter kernel."""
+    """Tell whether this process is a Jupyter kernel."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return type(shell).__name__ == "ZMQInteractiveShell"
@@ -107,7 +98,7 @@ class PlainDisplay:
         self._notice = ""
 
     def update(self, status: Status) -> None:
-        """Write a line, if it is time for one."""
+        """Write a line if one is due."""
         progress = Progress.from_status(status)
         if (notice := notice_of(status)) != self._notice:
             self._notice = notice
@@ -120,7 +111,7 @@ class PlainDisplay:
             if word == progress.status and soon:
                 return
         self._shown = (progress.status, share, now)
-        if not progress.over:  # the summary says that
+        if not progress.over:  # the end is in the summary
             self._stream.write(f"{time.strftime('%H:%M:%S')} {progress_line(status)}\n")
             self._stream.flush()
 
@@ -129,11 +120,11 @@ class PlainDisplay:
         _write_summary(self._final, status, self._environment)
 
     def close(self) -> None:
-        """Do nothing: a line is never left open."""
+        """Do nothing: each line is complete."""
 
 
 class TerminalDisplay:
-    """Draws one bar with rich and keeps it up to date."""
+    """Draws a progress bar with rich."""
 
     def __init__(self, stream: TextIO, *, final: TextIO | None = None, environment: str | None = None) -> None:
         self._stream = stream
@@ -144,11 +135,11 @@ class TerminalDisplay:
         self._notice = ""
 
     def update(self, status: Status) -> None:
-        """Draw the bar anew."""
+        """Update the bar."""
         progress = Progress.from_status(status)
         if progress.over:
             return
-        bars, task = self._started(status)
+        bars, task = self._start_bar(status)
         if (notice := notice_of(status)) != self._notice:
             self._notice = notice
             if notice:
@@ -162,23 +153,23 @@ class TerminalDisplay:
         )
 
     def finish(self, status: Status) -> None:
-        """Take the bar away and write the summary in its place."""
+        """Remove the bar and write the summary in its place."""
         self.close()
         _write_summary(self._final, status, self._environment)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
 
-    def _started(self, status: Status) -> tuple[Bars, TaskID]:
+    def _start_bar(self, status: Status) -> tuple[Bars, TaskID]:
         if self._bars is None or self._task is None:
             from rich.console import Console
             from rich.progress import BarColumn, SpinnerColumn, TextColumn
             from rich.progress import Progress as Bars
 
-            # Names and reasons of users stand in the columns: never read them as rich's markup.
+            # The columns show names and reasons of users, which are not rich's markup.
             self._bars = Bars(
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
@@ -202,7 +193,7 @@ class NotebookDisplay:
         self._handle: Any = None
 
     def update(self, status: Status) -> None:
-        """Show the document in place of the one before."""
+        """Replace the shown document by this one."""
         from IPython.display import HTML, display
 
         html = HTML(status_html(status))
@@ -216,11 +207,11 @@ class NotebookDisplay:
         self.update(status)
 
     def close(self) -> None:
-        """Do nothing: the last document stays."""
+        """Do nothing: the last document remains."""
 
 
 def notice_of(status: Status) -> str:
-    """Return what keeps a running job from going on, e.g. that no node has room for its workers."""
+    """Return what delays a running job, e.g. that no node has room for its workers."""
     over = status.get("abandoned") or Progress.from_status(status).over
     return "" if over else str(status.get("status_reason") or "")
 
@@ -232,7 +223,7 @@ def progress_line(status: Status) -> str:
 
 
 def _words(progress: Progress, *, beside_bar: bool = False) -> str:
-    """Return what is known, in order of importance; a bar shows the share itself."""
+    """Return what is known, in order of importance; without the share beside a bar, which shows it."""
     words = [] if beside_bar and progress.status == "running" else [progress.status]
     if progress.status != "enqueuing":
         share = "" if progress.share is None or beside_bar else f" ({progress.share:.0%})".replace("%", " %")
@@ -249,15 +240,7 @@ def _words(progress: Progress, *, beside_bar: bool = False) -> str:
 
 
 def summary(status: Status, *, environment: str | None = None) -> str:
-    """Return what a person wants to know when a job has ended, with the commands that come next.
-
-    Parameters
-    ----------
-    status : mapping
-        The status document.
-    environment : str, optional
-        The environment that the commands have to name; None: the default one.
-    """
+    """Return the facts about a job as lines, with the commands that come next."""
     rows = [
         ("job", f"{status.get('api_name')} {status.get('job_id')}"),
         ("status", str(status.get("status"))),
@@ -273,13 +256,13 @@ def _write_summary(stream: TextIO, status: Status, environment: str | None) -> N
 
 
 def next_commands(status: Status, *, environment: str | None = None) -> list[tuple[str, str]]:
-    """Return the commands that make sense for a job in this state, each with a word for what it does."""
+    """Return the commands that are useful for a job in this state, each with a word for what it does."""
     flag = f" -e {environment}" if environment else ""
     job = f"{status.get('api_name')} {status.get('job_id')}"
     commands = [("logs", f"cortex-dask logs{flag} {job}")]
     if status.get("status") == "completed with failures":
         commands.append(("retry", f"cortex-dask retry{flag} {job} --failed"))
-    elif status.get("abandoned") or status.get("status") in _TO_BE_RESUMED:
+    elif status.get("abandoned") or status.get("status") in _RESUMABLE:
         commands.append(("resume", f"cortex-dask resume{flag} {job}"))
     return commands
 
@@ -300,7 +283,7 @@ def _facts(status: Status) -> list[tuple[str, str]]:
 
 
 def status_html(status: Status) -> str:
-    """Return a status document as a compact piece of HTML that needs nothing from elsewhere."""
+    """Return a status document as a compact piece of HTML that loads nothing."""
     from importlib.resources import files
 
     import jinja2

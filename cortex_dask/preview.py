@@ -1,4 +1,4 @@
-"""What a job would do: ``--dry-run`` plans it and runs nothing, ``--sample N`` runs its first batches here."""
+"""What a job would do: a dry run plans it and runs nothing; a sample runs its first batches here."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cortex_dask.display import SilentDisplay
 from cortex_dask.errors import JobFailedError
 from cortex_dask.formatting import count, duration, rate, size
 from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.ledger import Ledger
 from cortex_dask.io.job.settings import JobSettings, LimitSettings, OutputSettings
 from cortex_dask.io.job.splits import Plan, Split
 from cortex_dask.io.job.status import COMPLETE_STATUSES
+from cortex_dask.io.store.store import Store
+from cortex_dask.job import Job, create_directory
+from cortex_dask.spec.resolution import ResolvedJob
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cortex_dask.job import Job
-    from cortex_dask.spec.resolution import ResolvedJob
-
-_FILES_SHOWN = 20
-_ROWS_SHOWN = 5
+_MOST_TABLE_ROWS = 20
+_SAMPLE_ROWS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class DryRun:
         return asdict(self)
 
     def to_text(self) -> str:
-        """Return the report for people."""
+        """Return the report as text."""
         about = "" if self.exact else "~"
         rows = "rows" if self.kind == "dataset" else "samples"
         source = f"{_files(len(self.files))}, {self.format}, {size(self.bytes)} to read"
@@ -115,14 +117,14 @@ class SampleReport:
         return asdict(self)
 
     def to_text(self) -> str:
-        """Return the report for people."""
+        """Return the report as text."""
         lines = [f"{count(self.batches)} batches: {count(self.rows_in)} rows in, {count(self.rows_out)} rows out"]
         lines += [f"failed: {line}" for line in self.failures]
         if self.traceback:
             lines += ["", self.traceback.rstrip()]
         if self.schema:
             lines += ["", "output schema", *_table([(name, kind) for name, kind in self.schema])]
-            rows = [[_cell(row[name]) for name, _ in self.schema] for row in self.first_rows]
+            rows = [[_cell_text(row[name]) for name, _ in self.schema] for row in self.first_rows]
             lines += ["", "first rows", *_table([[name for name, _ in self.schema], *rows])]
         else:
             lines += ["", "the handler returned no rows"]
@@ -137,13 +139,7 @@ class SampleReport:
 
 
 def dry_run(resolved: ResolvedJob) -> DryRun:
-    """Plan a job; nothing is run, nothing is written.
-
-    Raises
-    ------
-    DatasetError
-        If the input is missing, empty, unreadable or contradicts itself.
-    """
+    """Plan a job; nothing is run and nothing is written."""
     settings, archive = resolved.settings, resolved.archive
     report = _rows_report(settings) if settings.samples is None else _samples_report(settings)
     return replace(
@@ -179,7 +175,7 @@ def _rows_report(settings: JobSettings) -> DryRun:
 
 def _samples_report(settings: JobSettings) -> DryRun:
     """Return the report on an input of samples."""
-    from cortex_dask.io.planning.samples import survey
+    from cortex_dask.io.planning.samples import survey  # imports pyarrow
 
     assert settings.samples is not None
     found = survey(settings)
@@ -212,65 +208,46 @@ def _input_files(planned: Plan) -> tuple[PlannedFile, ...]:
 
 
 def _output_warnings(output: OutputSettings | None) -> list[str]:
-    from cortex_dask.io.store.store import Store
-
     if output is None or output.mode != "error" or not Store(output.url).names():
         return []
     return [f"the output {output.url} holds data already: the job would be refused without mode append or overwrite"]
 
 
 def run_sample(resolved: ResolvedJob, batches: int) -> SampleReport:
-    """Run the first batches of a job here, in one handler process, with a temporary output directory.
-
-    Parameters
-    ----------
-    resolved : ResolvedJob
-        The submission.
-    batches : int
-        How many batches; fewer when the input has fewer.
-
-    Raises
-    ------
-    DatasetError
-        If the input cannot be planned.
-    JobFailedError
-        If the handler does not load.
-    """
-    from cortex_dask.display import SilentDisplay
-    from cortex_dask.job import Job, create_directory
-
+    """Run the first batches of a job here, in one handler process, with a temporary output directory."""
     settings = resolved.settings
     planned = _planned(settings) if settings.samples is None else None
     with tempfile.TemporaryDirectory(prefix="cortex-dask-sample-") as folder:
-        changed = replace(resolved, settings=_in_folder(settings, Path(folder)))
+        sample = replace(resolved, settings=_sample_settings(settings, Path(folder)))
         directory = JobDirectory(str(Path(folder) / "job"))
-        create_directory(directory, changed)
+        create_directory(directory, sample)
         if planned is None:
-            from cortex_dask.io.planning.samples import enqueue
+            from cortex_dask.io.planning.samples import enqueue  # imports pyarrow
 
             planned = enqueue(directory.store, settings)
         chosen = first_batches(planned, batches)
         header = replace(planned.header, splits=len(chosen), batches=batches, batches_exact=False)
         directory.write_plan(header, chosen)
-        began = time.perf_counter()
+        started = time.perf_counter()
         job = Job(directory.url, cluster="local").start()
         job.watch(SilentDisplay())
-        elapsed = time.perf_counter() - began
+        elapsed = time.perf_counter() - started
         document = job.describe()
-        if document["status"] not in COMPLETE_STATUSES:  # nothing to look at or resume is left
+        if document["status"] not in COMPLETE_STATUSES:
+            # without the commands of other messages: the job directory is deleted
             reason = f"the sample ended with the status {document['status']!r}: {document['status_reason']}"
             raise JobFailedError(reason, status=document["status"])
         return _report(job, planned, elapsed, workers=settings.workers)
 
 
 def _planned(settings: JobSettings) -> Plan:
-    from cortex_dask.io.planning.plan import plan
+    from cortex_dask.io.planning.plan import plan  # imports pyarrow
 
     return plan(settings.dataset, workers=settings.workers, keep=settings.kept)
 
 
-def _in_folder(settings: JobSettings, folder: Path) -> JobSettings:
-    """Return the settings with nothing in them that would reach the job's own places or end the sample early."""
+def _sample_settings(settings: JobSettings, folder: Path) -> JobSettings:
+    """Return the settings with an output in a folder, one worker, and no limits that would end the sample early."""
     output = None
     if settings.output is not None:
         output = replace(settings.output, url=str(folder / "output"), mode="error")
@@ -278,22 +255,20 @@ def _in_folder(settings: JobSettings, folder: Path) -> JobSettings:
 
 
 def first_batches(planned: Plan, batches: int) -> list[Split]:
-    """Return splits with the first batches of a plan, numbered anew from 0."""
+    """Return splits with the first batches of a plan, numbered from 0."""
     chosen: list[Split] = []
     left = batches
     for split in planned:
         if left <= 0:
             break
-        # Of a split whose batches are not known beforehand all that are wanted are asked for; it gives what it has.
-        taken = left if split.batches is None else min(left, split.batches)
-        chosen.append(replace(split, batches=taken, only=tuple(range(taken))))
-        left -= taken
+        # A split of unknown length is asked for all that are left, and runs those that it has.
+        count_here = left if split.batches is None else min(left, split.batches)
+        chosen.append(replace(split, batches=count_here, only=tuple(range(count_here))))
+        left -= count_here
     return chosen
 
 
 def _report(job: Job, planned: Plan, elapsed: float, *, workers: int) -> SampleReport:
-    from cortex_dask.io.job.ledger import Ledger
-
     records = list(Ledger(JobDirectory(job.url).store).records())
     rows_in = sum(record.rows_in for record in records)
     seconds = sum(record.seconds for record in records)
@@ -309,7 +284,7 @@ def _report(job: Job, planned: Plan, elapsed: float, *, workers: int) -> SampleR
         failures=tuple(f"batch {failure.batch_id}: {failure.cause}: {failure.error}" for failure in failures),
         traceback=next((str(text) for text in job.failures()["traceback"].dropna()), None),
         schema=() if table is None else tuple((field.name, str(field.type)) for field in table.schema),
-        first_rows=() if table is None else tuple(table.slice(0, _ROWS_SHOWN).to_pylist()),
+        first_rows=() if table is None else tuple(table.slice(0, _SAMPLE_ROWS).to_pylist()),
         seconds=seconds,
         start_seconds=start,
         rows_per_second=speed,
@@ -324,14 +299,14 @@ def _files(number: int) -> str:
     return f"{count(number)} file{'' if number == 1 else 's'}"
 
 
-def _cell(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows as aligned lines; the middle of a long table is left out."""
-    shown = rows[:_FILES_SHOWN]
+    shown = rows[:_MOST_TABLE_ROWS]
     widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))] if shown else []
     lines = [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown

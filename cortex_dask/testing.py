@@ -1,4 +1,4 @@
-"""Running a handler in a user's own unit tests: in the calling thread, on data at hand, through the code of a job.
+"""``run_inline``: a handler in the unit tests of its author, in the calling thread, through the code of a job.
 
 ::
 
@@ -25,19 +25,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cortex_dask.display import SilentDisplay
+from cortex_dask.io.job.directory import JobDirectory
+from cortex_dask.io.job.logs import to_frame
+from cortex_dask.job import Job, create_directory
+from cortex_dask.project.dotenv import read_dotenv
 from cortex_dask.runtime.handler_process.log import JsonHandler
+from cortex_dask.spec import resolution
+from cortex_dask.spec.resolution import ResolvedJob
+from cortex_dask.spec.submission import Options
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
-
-    from cortex_dask.spec.resolution import ResolvedJob
-    from cortex_dask.spec.submission import Options
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a handler made of the data.
+    """The result of a handler on some data.
 
     Attributes
     ----------
@@ -75,14 +83,14 @@ def run_inline(
     data: pd.DataFrame | pa.Table | list[dict[str, Any]] | str | Path,
     **options: Unpack[Options],
 ) -> Result:
-    """Run a handler over data in the calling thread; nothing stays behind.
+    """Run a handler over data in the calling thread; no files are kept.
 
     Parameters
     ----------
     handler : class, str or Path
         What :func:`cortex_dask.run` takes: a class, a project directory or a ``cortex.yaml``.
     data : DataFrame, pyarrow.Table, list of dict, str or Path
-        The rows, or where they are. A list of dicts is handled as a JSON-lines file is, all else as Parquet.
+        The rows, or files of them. A list of dicts is handled as a JSON-lines file is, all else as Parquet.
     **options
         The keywords of :func:`cortex_dask.run`; ``max_attempts`` is 1 unless it is given.
 
@@ -98,22 +106,14 @@ def run_inline(
     JobFailedError
         If the handler does not load, or ``on_job_complete`` raises.
     """
-    import orjson
-
-    from cortex_dask.display import SilentDisplay
-    from cortex_dask.io.job.directory import JobDirectory
-    from cortex_dask.io.job.logs import to_frame
-    from cortex_dask.job import Job, create_directory
-    from cortex_dask.spec import resolution
-
     given: dict[str, Any] = {"max_attempts": 1, **{name: value for name, value in options.items() if value is not None}}
     with tempfile.TemporaryDirectory(prefix="cortex-dask-testing-") as folder:
-        source = _stored(data, Path(folder))
+        source = _write_data(data, Path(folder))
         resolved = resolution.resolve(handler, input=source, output=str(Path(folder) / "output"), **given)
         directory = JobDirectory(str(Path(folder) / "job"))
         create_directory(directory, resolved)
         lines: list[bytes] = []
-        with _surroundings(resolved), _recorded(lines, resolved.settings.handler.log_level):
+        with _project_environment(resolved), _captured_logs(lines, resolved.settings.handler.log_level):
             job = Job(directory.url, cluster="inline").start()
         document = job.watch(SilentDisplay())
         job.raise_unless_complete(warn=False)
@@ -122,13 +122,11 @@ def run_inline(
 
 
 @contextlib.contextmanager
-def _surroundings(resolved: ResolvedJob) -> Iterator[None]:
-    """Give a project's handler its working directory and environment variables, as its process in a job has them."""
+def _project_environment(resolved: ResolvedJob) -> Iterator[None]:
+    """Set the working directory and variables that a project's handler has in the process of a job."""
     if resolved.archive is None:
         yield
         return
-    from cortex_dask.project.dotenv import read_dotenv
-
     before = dict(os.environ)
     os.environ.update({**read_dotenv(resolved.archive.directory), **resolved.settings.handler.env})
     try:
@@ -140,8 +138,8 @@ def _surroundings(resolved: ResolvedJob) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _recorded(lines: list[bytes], level: str) -> Iterator[None]:
-    """Collect what is logged, as the lines that a job would have; what is printed goes where it always goes."""
+def _captured_logs(lines: list[bytes], level: str) -> Iterator[None]:
+    """Collect what is logged, as the lines of a job's log; standard output is left alone."""
     root = logging.getLogger()
     handler = JsonHandler(lines.append, {})
     before = root.level
@@ -154,19 +152,14 @@ def _recorded(lines: list[bytes], level: str) -> Iterator[None]:
         root.removeHandler(handler)
 
 
-def _stored(data: Any, folder: Path) -> str:
-    """Write data where a job can read it, and return where."""
+def _write_data(data: Any, folder: Path) -> str:
+    """Write data where a job can read it, and return the path."""
     if isinstance(data, str | Path):
         return str(data)
     if isinstance(data, list):
-        import orjson
-
         path = folder / "data.jsonl"
         path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in data))
         return str(path)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = folder / "data.parquet"
     pq.write_table(data if isinstance(data, pa.Table) else pa.Table.from_pandas(data, preserve_index=False), path)
     return str(path)
