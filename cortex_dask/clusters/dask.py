@@ -80,6 +80,7 @@ class DaskCluster(Cluster):
         self._recovering: threading.Thread | None = None
         self._lost: ClusterError | None = None  # why the scheduler is not waited for any more
         self._needed: dict[str, str | None] = {}  # the versions that a worker must have
+        self._lease: Future[Any] | None = None
         self._notice = ClusterNotice(self.explain_missing_workers)
         #: Set when the job is over: a backend stops waiting for its cluster.
         self.closing = threading.Event()
@@ -161,6 +162,15 @@ class DaskCluster(Cluster):
         """
         versions.check(client, self.settings, self._job_url)
         self._needed = versions.needed_versions(self.settings)
+
+    def _submit_lease(self, client: Client) -> None:
+        """Keep the cluster from being idle while this client is connected, and no longer.
+
+        Gateways and the Dask operator close idle clusters, also while a job is planned, its parts are published, or its
+        workers wait for a node. A task that no worker can run counts as work that waits; it ends with its client.
+        """
+        key = f"lease-{self.settings.job_id}-{self._token}-{time.time_ns()}"
+        self._lease = client.submit(int, key=key, pure=False, resources={"cortex-dask-lease": 1})
 
     @property
     def client(self) -> Client:

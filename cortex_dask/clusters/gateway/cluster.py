@@ -32,7 +32,7 @@ from cortex_dask.runtime.cluster import Done
 
 if TYPE_CHECKING:
     from dask_gateway.client import ClusterReport
-    from distributed import Client, Future
+    from distributed import Client
 
 #: For the gateway's proxy to route to a cluster that has just come up.
 PROXY_SECONDS = 30.0
@@ -75,7 +75,6 @@ class GatewayCluster(DaskCluster):
         self._has_gpus = False  # whether workers have GPUs for these slots, even if they do not report them
         self._has_spare_threads = False  # more threads than slots, so that each split needs a chosen worker
         self._placed: Counter[str] = Counter()  # running splits with a chosen worker, by worker
-        self._lease: Future[Any] | None = None
         self._is_taken_over = False  # from an earlier coordinator
 
     @property
@@ -102,15 +101,6 @@ class GatewayCluster(DaskCluster):
             # Tasks of an earlier coordinator still occupy threads that the scheduler takes for free.
             self._on_all_workers(_CLEANUP_SECONDS, dask_worker.close_job, self._job_url)
             self._is_taken_over = False
-
-    def _submit_lease(self, client: Client) -> None:
-        """Keep the cluster from being idle while this client is connected.
-
-        Sites close idle clusters, also while a job is planned, or its parts are published. A task that no worker can
-        run counts as work that waits; it ends with its client.
-        """
-        key = f"lease-{self.settings.job_id}-{self._token}-{time.time_ns()}"
-        self._lease = client.submit(int, key=key, pure=False, resources={"cortex-dask-lease": 1})
 
     @property
     def _first_workers(self) -> int:

@@ -23,7 +23,7 @@ from cortex_dask.clusters.scaling import first_workers
 from cortex_dask.errors import ClusterError
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,6 @@ class Kubernetes(DaskCluster):
         self._cluster: OperatorCluster | None = None
         self._record: records.ClusterRecord | None = None
         self._requested = 0  # workers, requested again when the whole cluster is lost
-        self._lease: Future[Any] | None = None
 
     # coming up ------------------------------------------------------------------------------------------------------
 
@@ -98,15 +97,6 @@ class Kubernetes(DaskCluster):
                     ) from error
         self._submit_lease(client)
         return client
-
-    def _submit_lease(self, client: Client) -> None:
-        """Keep the scheduler from being idle while this client is connected, and no longer.
-
-        The operator removes idle clusters, also while a job is planned, its parts are published, or its workers wait
-        for a node. A task that no worker can run counts as work that waits; it ends with its client.
-        """
-        key = f"lease-{self.settings.job_id}-{self._token}-{time.time_ns()}"
-        self._lease = client.submit(int, key=key, pure=False, resources={"cortex-dask-lease": 1})
 
     def reconnect(self) -> Client | None:
         """Return a client of the scheduler that replaced a lost one, or None if there is none yet."""
