@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cortex_dask.deployments import DeployedApi
     from cortex_dask.project.archive import Archive
 
+# Commands import our modules when they run, so that --help and completion start quickly.
+
 _yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
@@ -24,7 +26,7 @@ _yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @_yes
 @options.environment
 @options.output_format
-def deploy(file: str, dry_run: bool, yes: bool, env: str | None, shown_as: str) -> None:
+def deploy(file: str, dry_run: bool, yes: bool, env: str | None, output_format: str) -> None:
     """Deploy the APIs of FILE, a cortex.yaml or the directory of one; the same again changes nothing.
 
     Shows what is packed: how many files and bytes, the largest files, and what is left out and why. Jobs are submitted
@@ -35,22 +37,23 @@ def deploy(file: str, dry_run: bool, yes: bool, env: str | None, shown_as: str) 
 
     client = Client(env)
     path, apis = find_apis(file)
-    made = [(api, from_spec(api, path.parent, config_file=path.name)) for api in apis]
-    archive = made[0][1].archive  # the project is that of the file, so all its APIs have the same
+    targets = [(api, from_spec(api, path.parent, config_file=path.name)) for api in apis]
+    archive = targets[0][1].archive  # the APIs of one file have one project
     assert archive is not None
-    if shown_as == "pretty":
+    if output_format == "pretty":
         click.echo(archive.listing())
-    for text in dict.fromkeys(item for _, target in made for item in target.warnings if item not in archive.warnings):
-        warning(text)
+    for text in dict.fromkeys(text for _, target in targets for text in target.warnings):
+        if text not in archive.warnings:  # the listing has those
+            warning(text)
     if dry_run:
-        if shown_as == "json":
-            click.echo(json_text({"project": _packed(archive), "apis": [api.name for api in apis]}))
+        if output_format == "json":
+            click.echo(json_text({"project": _archive_document(archive), "apis": [api.name for api in apis]}))
         return
     if archive.warnings and not yes and sys.stdin.isatty():
         click.confirm("Deploy it all the same?", abort=True, err=True)
-    results = [client.deployments.deploy_target(api, target) for api, target in made]
-    if shown_as == "json":
-        click.echo(json_text([{**masked(result), "project": _packed(archive)} for result in results]))
+    results = [client.deployments.deploy_target(api, target) for api, target in targets]
+    if output_format == "json":
+        click.echo(json_text([{**mask_env(result), "project": _archive_document(archive)} for result in results]))
         return
     flag = f" -e {env}" if env else ""
     for result in results:
@@ -59,7 +62,7 @@ def deploy(file: str, dry_run: bool, yes: bool, env: str | None, shown_as: str) 
         click.echo(f"Submit a job with: cortex-dask submit {spec['name']}{flag} --input URL --output URL")
 
 
-def _packed(archive: Archive) -> dict[str, Any]:
+def _archive_document(archive: Archive) -> dict[str, Any]:
     return {
         "hash": archive.hash,
         "files": len(archive.files),
@@ -106,10 +109,10 @@ def _confirm(api: str, count: int) -> None:
     click.confirm(f"{what[0].upper()}{what[1:]} stopped by that. Delete {api}?", abort=True, err=True)
 
 
-def masked(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a document of an API without the values of ``handler.env``: they may be secrets."""
+def mask_env(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document of an API without the values of ``handler.env``, which may be secrets."""
     if "api" in document:
-        return {**document, "api": masked(document["api"])}
+        return {**document, "api": mask_env(document["api"])}
     handler = document["spec"].get("handler", {})
     if not handler.get("env"):
         return document
@@ -118,15 +121,7 @@ def masked(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def api_table(apis: Sequence[DeployedApi], jobs: Sequence[dict[str, Any]]) -> str:
-    """Return one line for each deployed API.
-
-    Parameters
-    ----------
-    apis : sequence of DeployedApi
-        The APIs.
-    jobs : sequence of dict
-        The status documents of all jobs.
-    """
+    """Return one line for each deployed API, with the numbers of its jobs from all status documents."""
     from cortex_dask.formatting import moment
     from cortex_dask.io.job.status import FINAL_STATUSES
 
@@ -142,10 +137,10 @@ def api_table(apis: Sequence[DeployedApi], jobs: Sequence[dict[str, Any]]) -> st
 
 
 def api_summary(document: dict[str, Any], *, verbose: bool) -> str:
-    """Return what is to be known of one deployed API, without its jobs."""
+    """Return the facts about one deployed API, without its jobs."""
     from cortex_dask.formatting import moment
 
-    spec = masked(document)["spec"]
+    spec = mask_env(document)["spec"]
     versions = document["api_versions"]
     lines = [
         f"api       {spec['name']} ({spec['kind']})",

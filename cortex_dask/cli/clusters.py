@@ -1,4 +1,4 @@
-"""``cortex-dask clusters``: what was started for jobs and runs, and away with what nobody needs."""
+"""``cortex-dask clusters``: list the clusters that were started for jobs, and end those that no job needs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from cortex_dask.clusters.records import RunningCluster
 
 
+# Commands import our modules when they run, so that --help and completion start quickly.
+
+
 @click.group()
 def clusters() -> None:
     """Show the clusters that were started for jobs, and end those that nobody needs."""
@@ -23,7 +26,7 @@ def clusters() -> None:
 @clusters.command(name="list")
 @options.environment
 @options.output_format
-def list_(env: str | None, shown_as: str) -> None:
+def list_(env: str | None, output_format: str) -> None:
     """List the clusters that run for the jobs of an environment."""
     from cortex_dask import environments
     from cortex_dask.clusters import inventory
@@ -32,7 +35,7 @@ def list_(env: str | None, shown_as: str) -> None:
     found, problems = inventory.find_clusters(environment)
     for problem in problems:
         warning(problem)
-    if shown_as == "json":
+    if output_format == "json":
         click.echo(json_text([cluster.to_json() for cluster in found]))
         return
     click.echo(_table(found) if found else f"No clusters run for jobs of the environment {environment.name}.")
@@ -42,7 +45,7 @@ def list_(env: str | None, shown_as: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what would be ended.")
 @options.environment
 @options.output_format
-def gc(dry_run: bool, env: str | None, shown_as: str) -> None:
+def gc(dry_run: bool, env: str | None, output_format: str) -> None:
     """End the clusters whose jobs have ended, or have no coordinator any more.
 
     Such a job can be resumed, on a new cluster.
@@ -56,7 +59,7 @@ def gc(dry_run: bool, env: str | None, shown_as: str) -> None:
         warning(problem)
     idle = [cluster for cluster in found if not cluster.is_needed]
     ended = idle if dry_run else inventory.end_clusters(environment, idle)
-    if shown_as == "json":
+    if output_format == "json":
         click.echo(json_text([cluster.to_json() for cluster in ended]))
         return
     word = "would be ended" if dry_run else "ended"

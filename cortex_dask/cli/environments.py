@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import click
 
 from cortex_dask.cli import options
 from cortex_dask.cli.output import json_text
+
+# Commands import our modules when they run, so that --help and completion start quickly.
 
 
 @click.group()
@@ -31,31 +34,32 @@ def env() -> None:
 )
 @options.cluster
 @click.option("--default", "is_default", is_flag=True, help="Make it the default one.")
-def configure(name: str, store: str, cluster: str | None, made_of: tuple[str, ...], is_default: bool) -> None:
+def configure(name: str, store: str, cluster: str | None, cluster_option: tuple[str, ...], is_default: bool) -> None:
     """Make the environment NAME, or change it."""
     from cortex_dask import environments
     from cortex_dask.clusters import make_cluster
 
     if cluster is not None:
-        make_cluster(cluster)  # says what is wrong with it
-    made = environments.configure(name, store, cluster=cluster, cluster_options=options.cluster_options(made_of))
+        make_cluster(cluster)  # refuses an unknown one
+    made = environments.configure(name, store, cluster=cluster, cluster_options=options.cluster_options(cluster_option))
     if is_default:
         made = environments.set_default(made.name)
-    click.echo(f"configured {made.name}: store {shown(made.store)}, cluster {made.cluster}{_default(made.is_default)}")
+    store = _without_password(made.store)
+    click.echo(f"configured {made.name}: store {store}, cluster {made.cluster}{_if_default(made.is_default)}")
 
 
 @env.command(name="list")
 @options.output_format
-def list_(shown_as: str) -> None:
+def list_(output_format: str) -> None:
     """List the environments."""
     from cortex_dask import environments
 
     found = environments.list_all()
-    if shown_as == "json":
+    if output_format == "json":
         click.echo(json_text([_document(item) for item in found]))
         return
     rows = [["", "NAME", "STORE", "CLUSTER"]]
-    rows += [["*" if item.is_default else "", item.name, shown(item.store), item.cluster] for item in found]
+    rows += [["*" if item.is_default else "", item.name, _without_password(item.store), item.cluster] for item in found]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -81,7 +85,7 @@ def rename(old: str, new: str) -> None:
     from cortex_dask import environments
 
     made = environments.rename(old, new)
-    click.echo(f"renamed {old} to {made.name}{_default(made.is_default)}")
+    click.echo(f"renamed {old} to {made.name}{_if_default(made.is_default)}")
 
 
 @env.command()
@@ -94,15 +98,13 @@ def delete(name: str) -> None:
     click.echo(f"deleted {name}; its store is left as it is, and the default environment is {_name_of_default()}")
 
 
-def shown(store: str) -> str:
+def _without_password(store: str) -> str:
     """Return a store's URL without a password."""
-    import re
-
     return re.sub(r"(?<=://)[^/@\s]*@", "…@", store)
 
 
 def _document(item: Any) -> dict[str, Any]:
-    return {**dataclasses.asdict(item), "store": shown(item.store)}
+    return {**dataclasses.asdict(item), "store": _without_password(item.store)}
 
 
 def _name_of_default() -> str:
@@ -111,5 +113,5 @@ def _name_of_default() -> str:
     return environments.current().name
 
 
-def _default(is_default: bool) -> str:
+def _if_default(is_default: bool) -> str:
     return " (the default one)" if is_default else ""

@@ -1,4 +1,4 @@
-"""How commands end: exit codes, errors as one sentence, and what an interrupt does."""
+"""How commands end: exit codes, errors as one sentence, interrupts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def exit_code(status: str) -> int:
 
 
 class Commands(click.Group):
-    """A group whose commands end with one sentence on standard error where others show a traceback."""
+    """A group whose commands print errors as one sentence on standard error, not as a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -47,20 +47,20 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             ctx.exit(STOPPED)
         except BrokenPipeError:
-            raise  # click ends quietly: whoever read the output has read enough
-        except Exception as error:  # noqa: BLE001 - the last resort, which says what it is
+            raise  # click exits silently: the reader of the output has closed it
+        except Exception as error:  # noqa: BLE001 - the last resort
             _fail(ctx, error)
 
 
 def _fail(ctx: click.Context, error: Exception) -> NoReturn:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
-    message, code = _explained(error)
+    message, code = _explain(error)
     click.echo(f"Error: {message}", err=True)
     ctx.exit(code)
 
 
-def _explained(error: Exception) -> tuple[str, int]:
+def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, JobFailedError):
         return str(error), exit_code(error.status)
     if isinstance(error, InputError | StorageError | JobNotFoundError):
@@ -84,22 +84,20 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Make Ctrl-C and SIGTERM raise :class:`KeyboardInterrupt` once, to stop in good order; the second one kills.
+    """Make the first Ctrl-C, SIGTERM or SIGHUP raise KeyboardInterrupt, for an orderly stop; the second one kills.
 
-    So does SIGHUP, when the terminal is closed, unless ``nohup`` has this process ignore it.
-
-    Handler processes end by themselves when this process is gone.
+    SIGHUP (the terminal was closed) stays ignored under ``nohup``. Handler processes end when this process does.
     """
-    asked = False
+    interrupted = False
     terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal interrupted
+        if interrupted:
             os._exit(STOPPED)
-        asked = True
+        interrupted = True
         if number == signal.SIGHUP:
-            _write_nowhere(terminals)
+            _silence(terminals)
         raise KeyboardInterrupt
 
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -109,15 +107,15 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        if not asked:  # after the first one, this process only ends
+        if not interrupted:  # after an interrupt, this process only ends
             for number, handler in before.items():
                 signal.signal(number, handler)
         sys.stdout.flush()
 
 
-def _write_nowhere(descriptors: list[int]) -> None:
-    """Let what is still said vanish: writing to a terminal that is gone fails."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _silence(descriptors: list[int]) -> None:
+    """Redirect descriptors to the null device, as writing to a closed terminal fails."""
+    null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in descriptors:
-        os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+        os.dup2(null, descriptor)
+    os.close(null)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cortex_dask.cli import options
-from cortex_dask.cli.apis import api_summary, api_table, masked
+from cortex_dask.cli.apis import api_summary, api_table, mask_env
 from cortex_dask.cli.exit_codes import FAILED, interruptible
-from cortex_dask.cli.output import finish, job_table, json_text, progress_display
+from cortex_dask.cli.output import finish_job, job_table, json_text, progress_display
 
 if TYPE_CHECKING:
     from cortex_dask.client import Client
     from cortex_dask.job import Job
+
+# Commands import our modules when they run, so that --help and completion start quickly.
 
 _WATCH_SECONDS = 2.0
 
@@ -29,7 +31,7 @@ _WATCH_SECONDS = 2.0
 @click.option("-v", "--verbose", is_flag=True, help="Show configurations too; with -o json, APIs instead of jobs.")
 @options.environment
 @options.output_format
-def get(api: str | None, job_id: str | None, watch: bool, verbose: bool, env: str | None, shown_as: str) -> None:
+def get(api: str | None, job_id: str | None, watch: bool, verbose: bool, env: str | None, output_format: str) -> None:
     """Show all APIs and jobs, an API and its jobs, or one job.
 
     JOB is a job's id, the beginning of one, or "latest". With -o json: the status documents of jobs.
@@ -40,22 +42,22 @@ def get(api: str | None, job_id: str | None, watch: bool, verbose: bool, env: st
     if api is not None and job_id is not None:
         job = client.get_job(api, job_id)
         if watch:
-            _watch_job(job, env, shown_as)
+            _watch_job(job, env, output_format)
         else:
-            _show_job(client, job, env, shown_as, verbose)
+            _show_job(client, job, env, output_format, verbose)
     elif watch:
-        _repeat(lambda: _list(client, api, shown_as, verbose))
+        _repeat(lambda: _list(client, api, output_format, verbose))
     else:
-        click.echo(_list(client, api, shown_as, verbose))
+        click.echo(_list(client, api, output_format, verbose))
 
 
-def _list(client: Client, api: str | None, shown_as: str, verbose: bool) -> str:
+def _list(client: Client, api: str | None, output_format: str, verbose: bool) -> str:
     if api is not None and client.deployments.is_deployed(api):
-        return _list_api(client, api, shown_as, verbose)
-    if shown_as == "json" and verbose and api is None:
-        return json_text([masked(document) for document in client.list_apis()])
+        return _list_api(client, api, output_format, verbose)
+    if output_format == "json" and verbose and api is None:
+        return json_text([mask_env(document) for document in client.list_apis()])
     documents = client.describe_jobs(api)
-    if shown_as == "json":
+    if output_format == "json":
         return json_text([] if verbose else documents)
     deployed = client.deployments.list_apis() if api is None else []
     if not documents and not deployed:
@@ -64,25 +66,25 @@ def _list(client: Client, api: str | None, shown_as: str, verbose: bool) -> str:
     return "\n\n".join(tables)
 
 
-def _list_api(client: Client, api: str, shown_as: str, verbose: bool) -> str:
+def _list_api(client: Client, api: str, output_format: str, verbose: bool) -> str:
     document = client.get_api(api)
     jobs = document["batch_job_statuses"]
-    if shown_as == "json":
-        return json_text([masked(document)] if verbose else jobs)
+    if output_format == "json":
+        return json_text([mask_env(document)] if verbose else jobs)
     flag = "" if client.environment.is_default else f" -e {client.environment.name}"
     hint = f"No jobs yet. Submit one with: cortex-dask submit {api}{flag} --input URL --output URL"
     return f"{api_summary(document, verbose=verbose)}\n\n{job_table(jobs) if jobs else hint}"
 
 
-def _show_job(client: Client, job: Job, env: str | None, shown_as: str, verbose: bool) -> None:
+def _show_job(client: Client, job: Job, env: str | None, output_format: str, verbose: bool) -> None:
     from cortex_dask.display import summary
 
     document = job.describe()
     if not verbose:
-        click.echo(json_text(document) if shown_as == "json" else summary(document, environment=env))
+        click.echo(json_text(document) if output_format == "json" else summary(document, environment=env))
         return
-    spec = masked({"spec": client.deployments.spec(job.api_name, job.settings.api_id)})["spec"]
-    if shown_as == "json":
+    spec = mask_env({"spec": client.deployments.spec(job.api_name, job.settings.api_id)})["spec"]
+    if output_format == "json":
         click.echo(json_text({"api_spec": spec, "job_status": document, "endpoint": job.url}))
         return
     import yaml
@@ -92,10 +94,10 @@ def _show_job(client: Client, job: Job, env: str | None, shown_as: str, verbose:
     click.echo(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip())
 
 
-def _watch_job(job: Job, env: str | None, shown_as: str) -> None:
+def _watch_job(job: Job, env: str | None, output_format: str) -> None:
     with interruptible():
-        document = job.watch(progress_display(shown_as, env))
-    if shown_as == "json":
+        document = job.watch(progress_display(output_format, env))
+    if output_format == "json":
         click.echo(json_text(document))
 
 
@@ -130,7 +132,7 @@ def logs(
     worker: str | None,
     since: str | None,
     env: str | None,
-    shown_as: str,
+    output_format: str,
 ) -> None:
     """Show what a job's handlers have logged and printed; with -o json, one JSON object a line.
 
@@ -146,13 +148,13 @@ def logs(
     shown = False
     with interruptible():
         for line in job.log_lines(**wanted, follow=follow):
-            click.echo(orjson.dumps(line).decode() if shown_as == "json" else to_text(line))
+            click.echo(orjson.dumps(line).decode() if output_format == "json" else to_text(line))
             shown = True
     if not shown:
-        _tell_of_no_lines(job.job_id, {name: text for name, text in wanted.items() if text is not None})
+        _report_no_lines(job.job_id, {name: text for name, text in wanted.items() if text is not None})
 
 
-def _tell_of_no_lines(job_id: str, wanted: dict[str, str]) -> None:
+def _report_no_lines(job_id: str, wanted: dict[str, str]) -> None:
     if not wanted:
         click.echo(f"The log of the job {job_id} is empty.", err=True)
         return
@@ -201,7 +203,7 @@ def resume(api: str, job_id: str, **how: Any) -> None:
 
     Splits that are committed are not handled again.
     """
-    _run_again(api, job_id, **how, is_retry=False)
+    _restart(api, job_id, **how, is_retry=False)
 
 
 @click.command()
@@ -214,18 +216,18 @@ def resume(api: str, job_id: str, **how: Any) -> None:
 @options.output_format
 def retry(api: str, job_id: str, *, failed: bool, **how: Any) -> None:
     """Handle the failed batches of a job again, add their rows to its output, and wait for it."""
-    _run_again(api, job_id, **how, is_retry=True)
+    _restart(api, job_id, **how, is_retry=True)
 
 
-def _run_again(
+def _restart(
     api: str,
     job_id: str,
     *,
     cluster: str | None,
-    made_of: tuple[str, ...],
+    cluster_option: tuple[str, ...],
     detach: bool,
     env: str | None,
-    shown_as: str,
+    output_format: str,
     is_retry: bool,
 ) -> None:
     from cortex_dask.client import Client
@@ -234,17 +236,19 @@ def _run_again(
 
     client = Client(env)
     job = client.get_job(api, job_id)
-    if cluster is not None or made_of:
-        client.move(job, cluster=cluster, options=options.cluster_options(made_of))
+    if cluster is not None or cluster_option:
+        client.move(job, cluster=cluster, options=options.cluster_options(cluster_option))
     if detach:
         before = job.describe()
         if "coordinator" in before and job.is_live(before):
             raise JobRunningError(f"the job {job.job_id} is running: wait for it or stop it first")
         job.start_detached(retry=is_retry)
         look = dict(next_commands(before, environment=env))["logs"].replace(" logs ", " get ", 1)
-        click.echo(json_text(before) if shown_as == "json" else f"The job goes on by itself; look at it with: {look}")
+        click.echo(
+            json_text(before) if output_format == "json" else f"The job goes on by itself; look at it with: {look}"
+        )
         return
-    display = progress_display(shown_as, env)
+    display = progress_display(output_format, env)
     with interruptible():
         job.start(cluster=cluster, retry=is_retry, display=display)
-        finish(job, display, shown_as)
+        finish_job(job, display, output_format)

@@ -9,8 +9,10 @@ import click
 from cortex_dask.cli.output import warning
 from cortex_dask.cli.submit import submission, submit
 
-#: Options of ``submit`` that say how to wait for a job, or to look at it.
-_OF_RUNNING = ("detach", "dry_run", "sample", "shown_as")
+# Commands import our modules when they run, so that --help and completion start quickly.
+
+#: Options of ``submit`` that are about waiting for a job or previewing it.
+_RUN_OPTIONS = ("detach", "dry_run", "sample", "output_format")
 _HELP = """\
 Print the Kubernetes objects that submit --detach would make.
 
@@ -66,13 +68,13 @@ def _text(job_url: str, settings: Any, *, runner_only: bool, created: bool) -> s
     if not created:
         head += "# That has to be there when this is applied: say --create as well, and it is made.\n"
 
-    class Plain(yaml.SafeDumper):
-        """Writes what stands in several places anew in each."""
+    class WithoutAliases(yaml.SafeDumper):
+        """Writes values that occur in several places out in each, without YAML aliases."""
 
         def ignore_aliases(self, data: object) -> bool:
             return True
 
-    return head + yaml.dump_all(documents, Dumper=Plain, sort_keys=False, explicit_start=True, width=120)
+    return head + yaml.dump_all(documents, Dumper=WithoutAliases, sort_keys=False, explicit_start=True, width=120)
 
 
 manifest = click.Command(
@@ -81,7 +83,7 @@ manifest = click.Command(
     help=_HELP,
     short_help="Print the Kubernetes objects of a job.",
     params=[
-        *(item for item in submit.params if item.name not in _OF_RUNNING),
+        *(item for item in submit.params if item.name not in _RUN_OPTIONS),
         click.Option(
             ["--create"], is_flag=True, help="Make the job directory, so that applying the YAML runs the job."
         ),

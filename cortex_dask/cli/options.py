@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts become values."""
+"""Options that several commands share, and their texts parsed into values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cluster(command: _Command) -> _Command:
     )
     how = click.option(
         "--cluster-option",
-        "made_of",
+        "cluster_option",
         multiple=True,
         metavar="KEY=VALUE",
         help="How that cluster is made; also JSON, or @file.",
@@ -41,7 +41,7 @@ def environment(command: _Command) -> _Command:
 def output_format(command: _Command) -> _Command:
     """Add ``-o pretty|json``."""
     kinds = click.Choice(["pretty", "json"])
-    return click.option("-o", "shown_as", type=kinds, default="pretty", help="How to print.")(command)
+    return click.option("-o", "output_format", type=kinds, default="pretty", help="How to print.")(command)
 
 
 def api_argument(command: _Command) -> _Command:
@@ -112,7 +112,7 @@ def _members(text: str) -> list[Any]:
 
 
 def _scalar(text: str) -> Any:
-    """Return a JSON value; what is none is text, with or without quotes."""
+    """Return a JSON value; other text as it is, without single quotes around it."""
     import orjson
 
     if len(text) >= 2 and text[0] == text[-1] == "'":
@@ -124,12 +124,12 @@ def _scalar(text: str) -> Any:
 
 
 def config(texts: Sequence[str]) -> dict[str, Any] | None:
-    """Return the job's config: each text is ``key=value``, a JSON object or ``@file`` (YAML, JSON); later ones win."""
+    """Return the job's config from texts ``key=value``, JSON objects or ``@file`` (YAML, JSON); later ones win."""
     return _mapping(texts, "--config")
 
 
 def cluster_options(texts: Sequence[str]) -> dict[str, Any] | None:
-    """Return how a cluster is made, from texts as those of ``--config``."""
+    """Return the options of a cluster, from texts like those of ``--config``."""
     return _mapping(texts, "--cluster-option")
 
 

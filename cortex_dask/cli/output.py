@@ -1,4 +1,4 @@
-"""What commands print: tables, JSON, and a running job. Results go to standard output, all else to standard error."""
+"""Documents, tables and displays on the terminal: results on standard output, all else on standard error."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from cortex_dask.cli.exit_codes import exit_code
 if TYPE_CHECKING:
     from cortex_dask.display import Display
     from cortex_dask.job import Job
+
+# Commands import our modules when they run, so that --help and completion start quickly.
 
 _COLOURS = {
     "succeeded": "green",
@@ -35,23 +37,23 @@ def warning(text: str) -> None:
     click.echo(f"Warning: {text}", err=True)
 
 
-def progress_display(shown_as: str, environment: str | None) -> Display:
-    """Return a command's display: progress on standard error, the summary on standard output, or not if JSON is."""
+def progress_display(output_format: str, environment: str | None) -> Display:
+    """Return a command's display: progress on standard error; the summary on standard output unless JSON goes there."""
     from cortex_dask.display import choose
 
-    return choose(sys.stderr, final=sys.stderr if shown_as == "json" else sys.stdout, environment=environment)
+    return choose(sys.stderr, final=sys.stderr if output_format == "json" else sys.stdout, environment=environment)
 
 
-def finish(job: Job, display: Display, shown_as: str) -> NoReturn:
+def finish_job(job: Job, display: Display, output_format: str) -> NoReturn:
     """Show a job until it has ended, and exit with the code for its status."""
     from cortex_dask.client import watch_job
     from cortex_dask.io.job.status import FINAL_STATUSES
 
-    def stopping() -> None:
+    def announce_stop() -> None:
         click.echo("Stopping the job; interrupt again to kill it.", err=True)
 
     try:
-        document = watch_job(job, display, on_interrupt=stopping)
+        document = watch_job(job, display, on_interrupt=announce_stop)
     except KeyboardInterrupt:
         document = job.describe()
         if document["status"] not in FINAL_STATUSES:
@@ -59,7 +61,7 @@ def finish(job: Job, display: Display, shown_as: str) -> NoReturn:
             click.echo(f"Another process runs the job, and it goes on. Stop it with: {stop}", err=True)
             raise
         display.finish(document)
-    if shown_as == "json":
+    if output_format == "json":
         click.echo(json_text(document))
     click.get_current_context().exit(exit_code(str(document["status"])))
 

@@ -1,4 +1,4 @@
-"""New projects, made from the template that the package holds: ``cortex-dask init my-classifier``."""
+"""``cortex-dask init``, ``version``, ``completion``: a new project from the template, and the tool itself."""
 
 from __future__ import annotations
 
@@ -12,32 +12,17 @@ import click
 
 from cortex_dask.errors import ProjectError
 
-#: The name that the template's files call the API by.
-_PLACEHOLDER = "my-classifier"
-#: Files in which it stands.
-_NAMING = ("cortex.yaml", "README.md")
-#: Files that are hidden in a project; packages leave hidden files out.
+#: The API's name in the template, which is replaced in these files.
+_TEMPLATE_NAME = "my-classifier"
+_FILES_WITH_NAME = ("cortex.yaml", "README.md")
+#: Files that are hidden in a project, but not in the template: packaging would leave them out.
 _HIDDEN = {"cortexignore": ".cortexignore"}
 
+# Commands import our modules when they run, so that --help and completion start quickly.
 
-def create(path: str | Path) -> Path:
-    """Make a project that runs as it is: configuration, handler, data and a trained model.
 
-    Parameters
-    ----------
-    path : str or Path
-        The directory to make; its name becomes the API's name, so it must be a DNS label. It may exist if it is empty.
-
-    Returns
-    -------
-    Path
-        The project directory, as given.
-
-    Raises
-    ------
-    ProjectError
-        If the name is no DNS label, the directory holds something already, or it cannot be written.
-    """
+def create_project(path: str | Path) -> Path:
+    """Make a project in a new or empty directory, whose name becomes the API's name, and return the directory."""
     from cortex_dask.spec.api import check_name
 
     target = Path(path).expanduser()
@@ -53,15 +38,15 @@ def create(path: str | Path) -> Path:
         if target.exists() and any(target.iterdir()):
             raise ProjectError(f"the directory {target} is not empty; choose another name, or empty it first")
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Made beside its place and moved there, so that a project is there as a whole or not at all.
+        # Made in a folder beside it and moved, so that there is a whole project or none.
         with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.resolve().parent) as folder:
-            fresh = Path(folder) / name
-            _copy(resources.files("cortex_dask.project") / "template", fresh, name)
+            made = Path(folder) / name
+            _copy(resources.files("cortex_dask.project") / "template", made, name)
             if target.exists():
-                for entry in fresh.iterdir():
+                for entry in made.iterdir():
                     shutil.move(entry, target / entry.name)
             else:
-                fresh.rename(target)
+                made.rename(target)
     except OSError as error:
         raise ProjectError(f"the project {target} cannot be made: {error.strerror or error}") from None
     return target
@@ -75,8 +60,8 @@ def _copy(source: Traversable, target: Path, name: str) -> None:
         place = target / _HIDDEN.get(entry.name, entry.name)
         if entry.is_dir():
             _copy(entry, place, name)
-        elif entry.name in _NAMING:
-            place.write_text(entry.read_text(encoding="utf-8").replace(_PLACEHOLDER, name), encoding="utf-8")
+        elif entry.name in _FILES_WITH_NAME:
+            place.write_text(entry.read_text(encoding="utf-8").replace(_TEMPLATE_NAME, name), encoding="utf-8")
         else:
             place.write_bytes(entry.read_bytes())
 
@@ -85,7 +70,7 @@ def _copy(source: Traversable, target: Path, name: str) -> None:
 @click.argument("name", metavar="NAME")
 def init(name: str) -> None:
     """Make a project that runs as it is, in the new directory NAME."""
-    directory = create(name)
+    directory = create_project(name)
     click.echo(f"Made {directory}. Run it with: cortex-dask submit {directory}")
 
 
@@ -107,6 +92,6 @@ def completion(ctx: click.Context, shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    made = get_completion_class(shell)
-    assert made is not None
-    click.echo(made(ctx.find_root().command, {}, "cortex-dask", "_CORTEX_DASK_COMPLETE").source())
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
+    click.echo(completion_class(ctx.find_root().command, {}, "cortex-dask", "_CORTEX_DASK_COMPLETE").source())

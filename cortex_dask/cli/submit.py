@@ -1,4 +1,4 @@
-"""``cortex-dask submit``: run a job here, or look at what it would do."""
+"""``cortex-dask submit``: run a job, or preview what it would do."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import click
 
 from cortex_dask.cli import options
 from cortex_dask.cli.exit_codes import interruptible
-from cortex_dask.cli.output import finish, json_text, progress_display, warning
+from cortex_dask.cli.output import finish_job, json_text, progress_display, warning
 
 if TYPE_CHECKING:
     from cortex_dask.spec.resolution import ResolvedJob
+
+# Commands import our modules when they run, so that --help and completion start quickly.
 
 _BATCH_FORMATS = click.Choice(["pandas", "pyarrow", "polars", "numpy", "records"])
 _MODES = click.Choice(["error", "append", "overwrite"])
@@ -79,14 +81,14 @@ def submit(
     configs: tuple[str, ...],
     max_failed_batches: str | None,
     cluster: str | None,
-    made_of: tuple[str, ...],
+    cluster_option: tuple[str, ...],
     input_format: str | None,
     env: str | None,
-    shown_as: str,
+    output_format: str,
     detach: bool,
     dry_run: bool,
     sample: int | None,
-    **plain: Any,
+    **unparsed: Any,
 ) -> None:
     """Run a job and wait for it.
 
@@ -98,7 +100,7 @@ def submit(
     kills it.
     """
     given = {
-        **plain,
+        **unparsed,
         **submission(
             columns=columns,
             comparisons=comparisons,
@@ -106,7 +108,7 @@ def submit(
             configs=configs,
             max_failed_batches=max_failed_batches,
             input_format=input_format,
-            made_of=made_of,
+            cluster_option=cluster_option,
         ),
     }
     if dry_run and sample is not None:
@@ -117,19 +119,19 @@ def submit(
     from cortex_dask.display import SilentDisplay, summary
 
     client = Client(env)
-    resolved = client.resolve(target, list(inputs) or None, output, given)  # type: ignore[arg-type]  # click has made the keys
+    resolved = client.resolve(target, list(inputs) or None, output, given)  # type: ignore[arg-type]  # click made the keys
     if sample is not None or dry_run or resolved.dry_run:
-        _look(resolved, sample, shown_as)
+        _preview(resolved, sample, output_format)
         return
     if detach:
         job = client.start(resolved, cluster=cluster, display=SilentDisplay(), warn=warning, detach=True)
         document = job.describe()
-        click.echo(json_text(document) if shown_as == "json" else summary(document, environment=env))
+        click.echo(json_text(document) if output_format == "json" else summary(document, environment=env))
         return
-    display = progress_display(shown_as, env)
+    display = progress_display(output_format, env)
     with interruptible():
         job = client.start(resolved, cluster=cluster, display=display, warn=warning)
-        finish(job, display, shown_as)
+        finish_job(job, display, output_format)
 
 
 def submission(
@@ -140,9 +142,9 @@ def submission(
     configs: tuple[str, ...],
     max_failed_batches: str | None,
     input_format: str | None,
-    made_of: tuple[str, ...],
+    cluster_option: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Return the keys of a submission that are written differently on the command line."""
+    """Return the keys of a submission whose options have texts to parse."""
     return {
         "columns": options.columns(columns),
         "filters": options.filters(comparisons),
@@ -150,12 +152,12 @@ def submission(
         "config": options.config(configs),
         "max_failed_batches": options.max_failed(max_failed_batches),
         "format": input_format,
-        "cluster_options": options.cluster_options(made_of),
+        "cluster_options": options.cluster_options(cluster_option),
     }
 
 
-def _look(resolved: ResolvedJob, count: int | None, shown_as: str) -> None:
+def _preview(resolved: ResolvedJob, count: int | None, output_format: str) -> None:
     from cortex_dask import preview
 
     report = preview.dry_run(resolved) if count is None else preview.run_sample(resolved, count)
-    click.echo(json_text(report.to_json()) if shown_as == "json" else report.to_text())
+    click.echo(json_text(report.to_json()) if output_format == "json" else report.to_text())

@@ -18,7 +18,7 @@ TEMPLATE = Path(cli_project.__file__).parents[1] / "project" / "template"
 
 
 def test_what_a_new_project_holds(tmp_path: Path) -> None:
-    project = cli_project.create(tmp_path / "digits")
+    project = cli_project.create_project(tmp_path / "digits")
     assert {path.name for path in project.iterdir()} == {
         "cortex.yaml", "handler.py", "README.md", "data", "model.npz", ".cortexignore",
     }  # fmt: skip
@@ -33,7 +33,7 @@ def test_what_a_new_project_holds(tmp_path: Path) -> None:
 
 
 def test_it_can_be_submitted_with_nothing_more(tmp_path: Path) -> None:
-    project = cli_project.create(tmp_path / "digits")
+    project = cli_project.create_project(tmp_path / "digits")
     resolved = resolve(project / "cortex.yaml")
     settings = resolved.settings
     assert settings.api_name == "digits"
@@ -47,7 +47,7 @@ def test_it_can_be_submitted_with_nothing_more(tmp_path: Path) -> None:
 
 def test_the_handler_recognises_digits(tmp_path: Path) -> None:
     """On rows that the model was not trained on, in the project's own directory, as a worker runs it."""
-    project = cli_project.create(tmp_path / "digits")
+    project = cli_project.create_project(tmp_path / "digits")
     code = (
         "import pandas as pd, yaml; from cortex_dask.project.contract import check_class\n"
         "from cortex_dask.project.loader import load_file\n"
@@ -67,29 +67,29 @@ def test_the_handler_recognises_digits(tmp_path: Path) -> None:
 
 def test_an_empty_directory_may_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
-    assert (cli_project.create(tmp_path / "empty") / "data" / "digits-0.parquet").exists()
+    assert (cli_project.create_project(tmp_path / "empty") / "data" / "digits-0.parquet").exists()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert (cli_project.create(".") / "cortex.yaml").read_text().startswith("- name: here\n")
-    assert cli_project.create("sub/other") == Path("sub/other")
+    assert (cli_project.create_project(".") / "cortex.yaml").read_text().startswith("- name: here\n")
+    assert cli_project.create_project("sub/other") == Path("sub/other")
 
 
 def test_refuses(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ProjectError, match=r"full is not empty; choose another name"):
-        cli_project.create(tmp_path / "full")
+        cli_project.create_project(tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
     (tmp_path / "file").touch()
     with pytest.raises(ProjectError, match="file exists and is no directory"):
-        cli_project.create(tmp_path / "file")
+        cli_project.create_project(tmp_path / "file")
     with pytest.raises(ProjectError, match=r"name cannot be used: found 'My_Project'; allowed .* my-project would do"):
-        cli_project.create(tmp_path / "My_Project")
+        cli_project.create_project(tmp_path / "My_Project")
     with pytest.raises(ProjectError, match=r"project cannot be made: "):
-        cli_project.create(tmp_path / "file" / "project")
+        cli_project.create_project(tmp_path / "file" / "project")
     (tmp_path / "link").symlink_to("gone")
     with pytest.raises(ProjectError, match="leads nowhere"):
-        cli_project.create(tmp_path / "link")
+        cli_project.create_project(tmp_path / "link")
 
 
 def test_the_tool_writes_what_the_template_holds(tmp_path: Path) -> None:
