@@ -89,9 +89,9 @@ class Coordinator:
         previous: Document | None = self._job.read_json("status.json")
         other = running_elsewhere(previous, self._board.coordinator_id)
         if other and not force:
+            runner = f"process {other['pid']} on {other['host']}"
             raise JobRunningError(
-                f"the job {self._settings.job_id} is being run by process {other['pid']} on {other['host']}: "
-                "wait for it or stop it first"
+                f"the job {self._settings.job_id} is being run by {runner}: wait for it or stop it first"
             )
         if previous and previous["status"] in COMPLETE_STATUSES and not (retry and previous["failed_batches"]):
             if not previous.get("undelivered"):
@@ -102,17 +102,13 @@ class Coordinator:
         with self._heartbeat, self._final_status():
             with self._closing():
                 header = self._plan()
-                self._replay(header)
-                if retry:
-                    self._add_retries(header)
+                self._replay(header, retry=retry)
                 self._start_running()
                 self._cluster.start(self._job.url, self._settings, self._on_event, self._limits.check_end)
                 self._process()
                 status, reason = self._seal()
             if self._output is not None:
-                # Only now that the handlers have ended: an attempt that lost against another coordinator's may have
-                # run until here.
-                self._output.clean()
+                self._output.clean()  # not before the handlers have ended: late attempts may have run until here
             self._board.end(status, reason)
         return self._heartbeat.overtaken or self._board.document()
 
@@ -176,17 +172,15 @@ class Coordinator:
         if self._delivery is not None:
             self._delivery.check()
         header = self._job.plan_header()
-        if header is not None:
-            if self._output is not None and not self._output.is_reserved() and self._ledger.is_empty():
-                self._job.write_json("plan/replaces.json", self._output.reserve())  # an earlier run has released it
-            self._cluster.prepare(self._job.url, self._settings)
-            return header
-        if self._output is not None:
-            self._job.write_json("plan/replaces.json", self._output.reserve())
+        # An earlier run that committed nothing has released the output.
+        output = self._output
+        if output is not None and (header is None or (not output.is_reserved() and self._ledger.is_empty())):
+            self._job.write_json("plan/replaces.json", output.reserve())
         self._cluster.prepare(self._job.url, self._settings)
-        header = self._make_plan()
-        for warning in header.warnings:
-            _log.warning(warning)
+        if header is None:
+            header = self._make_plan()
+            for warning in header.warnings:
+                _log.warning(warning)
         return header
 
     def _make_plan(self) -> PlanHeader:
@@ -205,20 +199,18 @@ class Coordinator:
         writer.finish(made.header)
         return made.header
 
-    def _replay(self, header: PlanHeader) -> None:
-        """Add up what the ledger holds."""
+    def _replay(self, header: PlanHeader, *, retry: bool) -> None:
+        """Add up what the ledger holds, and plan splits that repeat the failed batches if they are to be retried."""
         self._retries.update(read_retries(self._job))
         self._totals.set_plan(header, self._retries)
         for record in self._ledger.refresh():
             self._totals.add(record)
         if self._ledger.count:
             self._count_completion()
-
-    def _add_retries(self, header: PlanHeader) -> None:
-        """Plan splits that repeat the failed batches."""
-        added = plan_retries(self._job, header, self._totals, self._ledger, self._retries)
-        self._retries.update(added)
-        self._totals.add_retries(added)
+        if retry:
+            added = plan_retries(self._job, header, self._totals, self._ledger, self._retries)
+            self._retries.update(added)
+            self._totals.add_retries(added)
 
     def _start_running(self) -> None:
         """Start the clock, and find the output's schema if it is known before any row."""
