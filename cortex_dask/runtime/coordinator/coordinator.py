@@ -42,13 +42,12 @@ _log = logging.getLogger(__name__)  # of the process that runs the coordinator; 
 def run_job(job_url: str, cluster: Cluster, *, on_status: Listener | None = None, force: bool = False) -> Document:
     """Run a job, or continue one that was interrupted, stopped or failed; return the final status document.
 
-    A job that is complete already is left as it is. ``on_status`` is called about once a second with the status
-    document, from another thread. With ``force`` it runs although another coordinator seems to be alive; the output is
-    right all the same, but work is done twice.
+    A complete job is left as it is. ``on_status`` is called about once a second with the status document, from another
+    thread. With ``force`` it runs although another coordinator seems to be alive: the output is right, but work is done
+    twice.
 
-    Raises :class:`InputError` if the input cannot be planned or the output cannot be written (the status is then
-    ``failed while enqueuing``), :class:`JobRunningError` if another coordinator runs the job, and
-    :class:`StorageError` if the job directory or the output fails after all retries; then the job can be resumed.
+    Raises :class:`InputError` if the input cannot be planned or the output cannot be written, :class:`JobRunningError`
+    if another coordinator runs the job, and :class:`StorageError` if a store fails after all retries.
     """
     return Coordinator(JobDirectory(job_url), cluster, on_status).run(force=force)
 
@@ -313,10 +312,10 @@ class Coordinator:
             self._inbox.put(self._election.report_no_output)
 
     def _report_end(self, attempt: Attempt, result: Outcome | Exception) -> None:
-        self._inbox.put(lambda: self._on_end(attempt, result))
+        self._inbox.put(partial(self._on_end, attempt, result))
 
     def _report_commit(self, result: SplitRecord | Exception) -> None:
-        self._inbox.put(lambda: self._on_commit(result))
+        self._inbox.put(partial(self._on_commit, result))
 
     def _wait(self) -> None:
         """Process what was reported; wait for something when nothing was."""
