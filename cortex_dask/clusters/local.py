@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from cortex_dask.io.job.records import Outcome, SplitTask
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.runtime.cluster import Cluster, Done, Report
-from cortex_dask.runtime.worker import devices, slots, spares
+from cortex_dask.runtime.worker import devices, slots
 
 _CLOSE_SECONDS = 5.0  # the threads end when their handler processes have ended
 _JOIN_SECONDS = 0.2
@@ -93,7 +93,6 @@ class LocalThreads(Cluster):
     def close(self) -> None:
         """End the job's handler processes, then the threads."""
         self._stop_reason = self._stop_reason or "the job was closed"
-        spares.discard()  # those of a job that was refused before it took any
         for _ in self._threads:
             self._tasks.put(None)
         deadline = time.monotonic() + _CLOSE_SECONDS

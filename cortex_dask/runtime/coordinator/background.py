@@ -79,14 +79,12 @@ class BackgroundRun:
 
     def _run_job(self) -> None:
         from cortex_dask.runtime.coordinator import coordinator  # in this thread, while the caller continues
-        from cortex_dask.runtime.worker import spares  # as above
 
         run = coordinator.retry_failed if self._retry else coordinator.run_job
         try:
             self._document = run(self._job.url, self._cluster, on_status=self._on_status)
         except BaseException as error:  # noqa: BLE001 - raised by result() in the thread that waits
             self._error = error
-            spares.discard()  # where the coordinator has failed before it had anything to do with its cluster
         finally:
             self._ended.set()
 

@@ -22,9 +22,6 @@ import orjson
 from cortex_dask.runtime.frames import FrameReader, FrameWriter
 from cortex_dask.runtime.progress_cell import ProgressCell
 
-#: The last argument of a process whose job is not known yet: it imports what any job needs while it waits.
-EARLY = "early"
-
 _ORPHAN_CHECK = 5.0  # seconds between two looks at the parent, should a copy of the pipe's other end live on elsewhere
 
 

@@ -26,7 +26,7 @@ from cortex_dask.io.store.store import Store
 from cortex_dask.runtime import job_context
 from cortex_dask.runtime.failures import one_line
 from cortex_dask.runtime.handler_process import log, memory
-from cortex_dask.runtime.handler_process.connection import EARLY, Connection
+from cortex_dask.runtime.handler_process.connection import Connection
 from cortex_dask.runtime.handler_process.handler import LoadedHandler, job_spec, load_class
 from cortex_dask.runtime.metrics import MetricsClient
 from cortex_dask.runtime.progress_cell import Phase
@@ -43,14 +43,9 @@ Command = dict[str, Any]
 def main() -> None:
     """Set the process up, load the handler, then do what the supervisor asks for until it goes."""
     link = Connection(*map(int, sys.argv[1:4]))
-    early = sys.argv[-1] == EARLY
-    if early:
-        sys.argv.pop()
     for descriptor in sys.argv[4:]:
         os.set_inheritable(int(descriptor), False)  # they are this process' own, and not of those that it starts
     sys.argv[1:] = []
-    if early:
-        _prepare()
     setup = link.commands.get()
     settings = JobSettings.from_json(setup["settings"])
     log.install(link.send_log, setup["labels"], settings.handler.log_level)
@@ -88,15 +83,6 @@ def main() -> None:
                 _run_completion(link, handler, metrics)
             case "close":
                 _leave()
-
-
-def _prepare() -> None:
-    """Import what any job with a class needs, while it is not known yet which one it is."""
-    with contextlib.suppress(Exception):  # the job that needs it says what is wrong with it
-        import cloudpickle  # noqa: F401 - all for their own imports
-
-        from cortex_dask.io.output import part as output_part  # noqa: F401 - as above
-        from cortex_dask.runtime.handler_process import pipeline  # noqa: F401 - as above
 
 
 # setting up ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from cortex_dask.io.job.splits import batch_id
 from cortex_dask.runtime import job_context
-from cortex_dask.runtime.worker import spares
 from cortex_dask.runtime.worker.device_leases import SlotDevices
 from cortex_dask.runtime.worker.handler_process import HandlerProcess
 from cortex_dask.runtime.worker.launch import launch, slot_environment
@@ -143,10 +142,7 @@ class Slot:
                 executable, environment = interpreter.executable, interpreter.environment(environment)
         keep = self._devices.descriptors if self._devices is not None else ()
         chunks = self.job.chunks
-        # A project may bring modules of its own, and set variables before it imports others: it is the first to import.
-        spare = spares.take(environment) if settings.handler.kind == "class" and not executable and not keep else None
-        launched = spare or launch(environment, executable, keep)
-        process = HandlerProcess(launched, chunks, self.labels, self._batch_id)
+        process = HandlerProcess(launch(environment, executable, keep), chunks, self.labels, self._batch_id)
         try:
             directory = self.job.project_directory()  # it starts meanwhile
         except BaseException:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from cortex_dask.errors import CortexDaskError
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.settings import JobSettings
-from cortex_dask.runtime.worker import spares
 from cortex_dask.runtime.worker.handler_process import HandlerProcess
 from cortex_dask.runtime.worker.log_writer import LogWriter
 from cortex_dask.runtime.worker.slot import CLOSE_GRACE, NoProcessError, Slot
@@ -282,7 +281,6 @@ class JobSlots:
         with contextlib.suppress(Exception):  # whatever it is, the first split meets it too, and can report it
             self._prestart(count)
         self._end_if_over()
-        spares.discard()
 
     def _prestart(self, count: int) -> None:
         _ = self.chunks
