@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import cortex_dask as cx
+from cortex_dask.display import SilentDisplay
 from cortex_dask.job import Job
 from cortex_dask.runtime.metrics import MetricsClient
 from cortex_dask.runtime.worker.prometheus import PREFIX, Exposition
@@ -65,8 +67,8 @@ def run(folder: Path, **options: Any) -> Job:
     config = {"cured": str(folder / "cured"), **options.pop("config", {})}
     given = {"batch_size": SIZE, "workers": 2, "job_id": "job-1", **options, "config": config}
     job = cx.submit(folder / "project", folder / "in.parquet", **given)
-    assert job._background is not None
-    assert job._background.wait(60)
+    with contextlib.suppress(cx.CortexDaskError):  # its status tells
+        job.watch(SilentDisplay(), 60)
     return job
 
 

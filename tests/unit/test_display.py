@@ -1,13 +1,11 @@
-"""Displays and the words and numbers in them."""
+"""Displays, and the words in them."""
 
 import io
-from datetime import UTC, datetime
 
 import pytest
 
 from cortex_dask import display, formatting
 from cortex_dask.display import PlainDisplay, SilentDisplay, TerminalDisplay, choose
-from cortex_dask.io.job.status import Progress
 
 
 def document(status="running", done=0, total=40, **changes):
@@ -38,39 +36,19 @@ class Terminal(io.StringIO):
         return True
 
 
-class TestProgress:
-    def test_it_reads_a_status_document(self):
-        now = datetime(2026, 1, 31, 12, 0, 30, tzinfo=UTC)
-
-        found = Progress.from_status(document(done=10, failed_batches=2), now=now)
-
-        assert (found.batches_done, found.batches_total, found.failed_batches) == (10, 40, 2)
-        assert (found.share, found.seconds, found.eta, found.workers) == (0.25, 30.0, 12.0, 4)
-
-    def test_an_estimated_total_is_marked_and_never_reached_while_running(self):
-        found = Progress.from_status(document(done=45, total_batch_count_exact=False))
-
-        assert found.batches_words() == "45 of ~45 batches"
-        assert found.share == 0.99
-
-    def test_an_empty_document_is_a_job_that_has_not_begun(self):
-        found = Progress.from_status({})
-
-        assert (found.status, found.batches_total, found.share, found.seconds) == ("enqueuing", None, None, None)
-
-    @pytest.mark.parametrize(
-        ("seconds", "words"),
-        [
-            (0.04, "0.0 s"),
-            (9.94, "9.9 s"),
-            (59.7, "1 min 0 s"),
-            (3599, "59 min 59 s"),
-            (86400 * 2 + 3600, "2 d 1 h"),
-            (None, "-"),
-        ],
-    )
-    def test_durations_are_said_as_people_say_them(self, seconds, words):
-        assert formatting.duration(seconds) == words
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59.7, "1 min 0 s"),
+        (3599, "59 min 59 s"),
+        (86400 * 2 + 3600, "2 d 1 h"),
+        (None, "-"),
+    ],
+)
+def test_durations_are_said_as_people_say_them(seconds, words):
+    assert formatting.duration(seconds) == words
 
 
 class TestPlainDisplay:
