@@ -17,7 +17,7 @@ LAYERS = [
     ["io.rows"],
     ["io.output"],
     ["io.planning"],
-    ["io.reading", "io.cache", "io.kernels"],
+    ["io.reading", "io.cache"],
     ["project"],
     ["spec"],
     ["environments", "display", "tensorflow"],

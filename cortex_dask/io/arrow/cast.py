@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
-from cortex_dask.io import kernels as pc
 from cortex_dask.io.arrow.types import is_bytes, is_list, is_text
 
 _SHOWN = 60  # characters of an offending value in a message
@@ -107,6 +106,8 @@ def _fit(array: pa.Array, target: pa.DataType) -> pa.Array:
     if pt.is_dictionary(source):
         return _fit(array.dictionary_decode(), target)
     if pt.is_run_end_encoded(source):
+        import pyarrow.compute as pc
+
         return _fit(pc.run_end_decode(array), target)
     if isinstance(target, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(target, _fit(array, target.storage_type))
@@ -177,6 +178,8 @@ def _exact(array: pa.Array, target: pa.DataType) -> pa.Array:
 
 
 def _whole_numbers(array: pa.Array, target: pa.DataType) -> pa.Array:
+    import pyarrow.compute as pc
+
     array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
     if array.null_count == len(array):
         return pa.nulls(len(array), target)
@@ -190,12 +193,16 @@ def _whole_numbers(array: pa.Array, target: pa.DataType) -> pa.Array:
 
 
 def _same_floats(left: pa.Array, right: pa.Array) -> bool:
+    import pyarrow.compute as pc
+
     nan = pc.and_(pc.is_nan(left), pc.is_nan(right))
     same = pc.all(pc.or_(pc.equal(left, right), nan), skip_nulls=True)
     return same.as_py() is not False
 
 
 def _fit_list(array: pa.Array, target: pa.DataType) -> pa.Array:
+    import pyarrow.compute as pc
+
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     if pt.is_fixed_size_list(target):
         wrong = np.flatnonzero((lengths != target.list_size) & array.is_valid().to_numpy(zero_copy_only=False))
@@ -244,5 +251,7 @@ def _fit_struct(array: pa.Array, target: pa.DataType) -> pa.Array:
 
 
 def _mismatch(array: pa.Array, target: pa.DataType) -> _MismatchError:
+    import pyarrow.compute as pc
+
     first = pc.index(array.is_valid(), True).as_py()
     return _MismatchError(array.type, target, array[max(first, 0)].as_py())

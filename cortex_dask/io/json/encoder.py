@@ -11,18 +11,14 @@ import base64
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.types as pt
 
-from cortex_dask.io import kernels as pc
 from cortex_dask.io.arrow.types import is_bytes, is_list, is_text
-
-if TYPE_CHECKING:
-    pass
 
 _TYPES = {pa.int64(): int, pa.float64(): float, pa.string(): str, pa.large_string(): str, pa.bool_(): bool}
 _DICTS = {dict}
@@ -156,10 +152,12 @@ def _encode(array: pa.Array, non_finite: bool) -> pa.Array:
         texts = _maps(array, non_finite)
     else:
         texts = _quoted(_plain_text(array))
-    return pc.fill_null(texts, "null") if texts.null_count else texts
+    return texts.fill_null("null") if texts.null_count else texts
 
 
 def _concat(*pieces: Any) -> pa.Array:
+    import pyarrow.compute as pc
+
     return pc.binary_join_element_wise(*pieces, "")
 
 
@@ -168,6 +166,8 @@ def _quoted(texts: pa.Array) -> pa.Array:
 
 
 def _floats(array: pa.Array, non_finite: bool) -> pa.Array:
+    import pyarrow.compute as pc
+
     texts = array.cast(pa.string())
     numbers = array.to_numpy(zero_copy_only=False)  # nulls are NaN here
     finite = np.isfinite(numbers)
@@ -186,6 +186,8 @@ def _floats(array: pa.Array, non_finite: bool) -> pa.Array:
 
 def _escaped(texts: pa.Array) -> pa.Array:
     """Escape quotation marks, backslashes and control characters, where there are any."""
+    import pyarrow.compute as pc
+
     content = np.frombuffer(_text_of(texts), dtype=np.uint8)
     special = np.unique(content[(content < 0x20) | (content == 0x22) | (content == 0x5C)])
     for code in sorted(special, key=lambda code: code != 0x5C):  # backslashes first: the others bring new ones
@@ -195,6 +197,8 @@ def _escaped(texts: pa.Array) -> pa.Array:
 
 
 def _lists(array: pa.Array, non_finite: bool) -> pa.Array:
+    import pyarrow.compute as pc
+
     values = _encode(pc.list_flatten(array), non_finite)
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     return _bracketed("[", values, lengths, "]", array)
@@ -211,12 +215,16 @@ def _maps(array: pa.Array, non_finite: bool) -> pa.Array:
 
 
 def _bracketed(start: str, values: pa.Array, lengths: Any, end: str, like: pa.Array) -> pa.Array:
+    import pyarrow.compute as pc
+
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     joined = pc.binary_join(pa.ListArray.from_arrays(offsets, values), ",")
     return pc.if_else(like.is_valid(), _concat(start, joined, end), pa.scalar(None, pa.string()))
 
 
 def _structs(array: pa.Array, non_finite: bool) -> pa.Array:
+    import pyarrow.compute as pc
+
     names = [field.name for field in array.type]
     if not names:
         return pc.if_else(array.is_valid(), "{}", pa.scalar(None, pa.string()))
@@ -231,6 +239,8 @@ def _plain_text(array: pa.Array) -> pa.Array:
         texts = [None if value is None else base64.b64encode(value).decode() for value in array.to_pylist()]
         return pa.array(texts, pa.string())
     if pt.is_timestamp(kind):
+        import pyarrow.compute as pc
+
         naive = array if kind.tz is None else array.cast(pa.int64()).cast(pa.timestamp(kind.unit))
         texts = pc.replace_substring(naive.cast(pa.string()), " ", "T")
         return texts if kind.tz is None else _concat(texts, "Z")

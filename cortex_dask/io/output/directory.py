@@ -18,7 +18,7 @@ import itertools
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
@@ -28,9 +28,6 @@ from cortex_dask.io.job.settings import OutputSettings
 from cortex_dask.io.job.splits import part_token
 from cortex_dask.io.store.errors import explain, is_transient
 from cortex_dask.io.store.store import Store
-
-if TYPE_CHECKING:
-    pass
 
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"

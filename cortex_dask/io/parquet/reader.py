@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cortex_dask.io import kernels as pc
 from cortex_dask.io.arrow.cast import SchemaError, conform
 from cortex_dask.io.arrow.schema import decode_schema
 from cortex_dask.io.batch import Ahead, Batch, Position
@@ -229,6 +228,8 @@ class RowReader:
         return [name for name in dict.fromkeys(names) if name not in self._keys]
 
     def _passing(self, table: pa.Table, piece: Piece) -> np.ndarray[Any, Any]:
+        import pyarrow.compute as pc
+
         assert self._filters is not None
         columns = self._assembled(table, piece, self._filter_schema)
         numbers = pc.indices_nonzero(mask(self._filters, columns))

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cortex_dask.io import kernels as pc
-
 # The first that matches counts: bool is an int, timedelta64 a NumPy integer, and datetime a date.
 _GROUPS: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("missing", (type(None),)),
@@ -105,6 +103,8 @@ def from_numpy(name: str, array: np.ndarray[Any, Any], *, nan_is_null: bool = Fa
     The values are copied: handlers fill one buffer again and again.
     """
     if isinstance(array, np.ma.MaskedArray) and array.ndim == 1:
+        import pyarrow.compute as pc
+
         mask = np.ma.getmaskarray(array)
         values = from_numpy(name, np.asarray(array.data), nan_is_null=nan_is_null)
         return pc.if_else(pa.array(~mask), values, pa.scalar(None, values.type))

@@ -18,7 +18,6 @@ import orjson
 import pyarrow as pa
 import pyarrow.types as pt
 
-from cortex_dask.io import kernels as pc
 from cortex_dask.io.arrow.types import is_list
 from cortex_dask.io.job.splits import BatchFormat
 from cortex_dask.io.json.encoder import json_lines
@@ -178,9 +177,13 @@ def _floats_would_lose(column: pa.ChunkedArray | pa.Array) -> bool:
     if pt.is_int64(kind) or pt.is_uint64(kind):
         if not column.null_count or column.null_count == len(column):
             return False
+        import pyarrow.compute as pc
+
         bounds = pc.min_max(column)
         return bool(bounds["max"].as_py() > _EXACT or bounds["min"].as_py() < -_EXACT)
     if is_list(kind):
+        import pyarrow.compute as pc
+
         return _floats_would_lose(pc.list_flatten(column))
     if pt.is_struct(kind):
         return any(_floats_would_lose(child) for child in column.flatten())
@@ -246,6 +249,8 @@ def _are_doubles(values: list[Any]) -> bool:
 def _to_numpy(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     kind = column.type
     if pt.is_fixed_size_list(kind) and not column.null_count:
+        import pyarrow.compute as pc
+
         values = pc.list_flatten(column)
         value = kind.value_type
         if not values.null_count and (pt.is_integer(value) or pt.is_floating(value) or pt.is_boolean(value)):
