@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cortex_dask.client import Client, run, submit
+    from cortex_dask.environments import Environment
     from cortex_dask.errors import (
         ClusterError,
         CortexDaskError,
@@ -50,6 +51,7 @@ __all__ = [
     "ClusterError",
     "CortexDaskError",
     "DatasetError",
+    "Environment",
     "HandlerError",
     "InputError",
     "Job",
@@ -71,6 +73,7 @@ __all__ = [
 #: Where each public name that is not an error lives.
 _HOMES = {
     "Client": "cortex_dask.client",
+    "Environment": "cortex_dask.environments",
     "Job": "cortex_dask.job",
     "logger": "cortex_dask.runtime.handler_process.log",
     "run": "cortex_dask.client",

@@ -61,10 +61,10 @@ def run(
     target : class, str or Path
         A class ``Handler`` (one defined in the notebook works), a project directory, or its ``cortex.yaml``.
     input : str, Path or list of them, optional
-        Files, directories or globs, as local paths or URLs. None: what ``cortex.yaml`` says.
+        Files, directories or globs, as local paths or URLs. None: those of ``cortex.yaml``.
     output : str, Path or mapping, optional
         A directory, as a local path or URL; or a mapping with the keys ``path``, ``format`` (parquet or json),
-        ``schema`` and ``compression``. None: what ``cortex.yaml`` says; without any the job writes no rows.
+        ``schema`` and ``compression``. None: that of ``cortex.yaml``; without any the job writes no rows.
     batch_size : int
         Rows in a batch.
     batch_format : {"pandas", "pyarrow", "polars", "numpy", "records"}
@@ -76,7 +76,7 @@ def run(
     format : {"auto", "parquet", "json"}
         The input's format.
     keep : bool or list of str
-        Input columns that stand beside the returned ones.
+        Input columns that are written beside the returned ones.
     mode : {"error", "append", "overwrite"}
         What to do when the output directory holds data already.
     workers : int or mapping
@@ -118,7 +118,7 @@ def run(
     Returns
     -------
     Job
-        When it succeeded, or completed with failures (a warning says so).
+        When it succeeded, or completed with failures (with a warning then).
 
     Raises
     ------
@@ -148,8 +148,8 @@ def submit(
         job.progress
         job.wait()
 
-    When this process exits before the job has ended, the job is stopped in good order (a line on standard error says
-    so) and can be resumed; :meth:`Job.wait` waits for it. With ``cluster="inline"`` it has ended when this returns.
+    When this process exits before the job has ended, the job is stopped in good order (with a line on standard
+    error) and can be resumed; :meth:`Job.wait` waits for it. With ``cluster="inline"`` it has ended when this returns.
 
     Takes what :func:`run` takes, but for ``progress``. A job that fails does not raise here but in :meth:`Job.wait`.
     """
@@ -298,7 +298,7 @@ class Client:
         job.move(dataclasses.replace(before, cluster=where))
 
     def _cluster_settings(self, given: ClusterSettings, cluster: str | Cluster | None) -> ClusterSettings:
-        """Return where a job runs: what the submission says over what the environment says."""
+        """Return where a job runs: the submission's options over those of the environment."""
         name = cluster if isinstance(cluster, str) else getattr(cluster, "name", None) or self.environment.cluster
         usual = self.environment.cluster_options if name == self.environment.cluster else {}
         return dataclasses.replace(
@@ -415,7 +415,7 @@ class Client:
         Parameters
         ----------
         api_spec : mapping
-            The whole new configuration; its name says which API.
+            The whole new configuration, with the API's name.
         force : bool
             Accepted for compatibility with Cortex.
 
@@ -457,7 +457,7 @@ class Client:
     def delete(self, api_name: str, keep_cache: bool = False) -> None:
         """Delete a deployed API and stop its jobs; jobs that have ended stay, with their logs and their output.
 
-        A job whose own handler asks for it is not stopped: it comes to its end.
+        A job whose own handler calls this is not stopped.
 
         Parameters
         ----------

@@ -218,7 +218,7 @@ def notice_of(status: Status) -> str:
 
 def progress_line(status: Status) -> str:
     """Return one line about a running job, e.g. ``"digits: running, 12 of 40 batches (30 %), 5,210 rows/s, …"``."""
-    words = _words(Progress.from_status(status)) + (", nobody runs it any more" if status.get("abandoned") else "")
+    words = _words(Progress.from_status(status)) + (", no process runs it" if status.get("abandoned") else "")
     return f"{status.get('api_name', 'job')}: {words}"
 
 

@@ -107,7 +107,7 @@ class Job:
         return self.settings.cluster.name if self._chosen is None else self._chosen
 
     def move(self, settings: JobSettings) -> None:
-        """Write the job's settings anew, with another cluster."""
+        """Replace the job's settings, with another cluster."""
         self._directory.move(settings)
         self._settings = None
 
@@ -139,7 +139,7 @@ class Job:
             document.update(abandoned=True, eta=None)
             command = dict(next_commands(document, environment=self._environment))["resume"]
             document["status_reason"] = (
-                f"nobody runs this job any more (no coordinator is alive{_silence(document)}), go on with: {command}"
+                f"no process runs this job (no coordinator is alive{_silence(document)}), go on with: {command}"
             )
         return document
 
@@ -166,7 +166,7 @@ class Job:
         Parameters
         ----------
         level : str, optional
-            The least important level wanted: ``debug``, ``info``, ``warning``, ``error`` or ``critical``.
+            The least important level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``.
         batch : str, optional
             Only lines of this batch: its id, or the beginning of it.
         worker : str, optional
@@ -174,7 +174,7 @@ class Job:
         since : str, float, timedelta or datetime, optional
             Nothing older: ``"10m"``, a number of seconds, a time.
         follow : bool, default False
-            Return an iterator over the lines (as dicts) that goes on until the job has ended.
+            Return an iterator over the lines (as dicts) that ends when the job has ended.
 
         Returns
         -------
@@ -252,7 +252,7 @@ class Job:
         Returns
         -------
         Job
-            This job, when it succeeded or completed with failures (a warning says so then).
+            This job, when it succeeded or completed with failures (with a warning then).
 
         Raises
         ------
@@ -271,7 +271,7 @@ class Job:
         Parameters
         ----------
         reason : str
-            What the status document says about it.
+            The ``status_reason`` of the status document.
 
         Raises
         ------

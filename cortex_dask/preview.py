@@ -95,7 +95,7 @@ class DryRun:
 
 @dataclass(frozen=True, slots=True)
 class SampleReport:
-    """What the first batches of a job gave, and what that says about the whole."""
+    """The result of the first batches of a job, and a projection for all of them."""
 
     batches: int
     rows_in: int

@@ -19,7 +19,7 @@ from cortex_dask.cli.submit import submit
 
 
 @click.group(
-    name="cortex",  # what stands after ``dask``
+    name="cortex",  # the word after ``dask``
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 succeeded, 1 failed, 2 wrong usage or bad input, 3 completed with failures, 124 timed out, "

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def clusters() -> None:
-    """Show the clusters that were started for jobs, and end those that nobody needs."""
+    """Show the clusters that were started for jobs, and end those that no job needs."""
 
 
 @clusters.command(name="list")

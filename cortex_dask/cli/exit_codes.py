@@ -31,7 +31,7 @@ _BY_STATUS = {
 
 
 def exit_code(status: str) -> int:
-    """Return the exit code that stands for a job's final status."""
+    """Return the exit code for a job's final status."""
     return _BY_STATUS.get(status, FAILED)
 
 

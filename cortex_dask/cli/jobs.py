@@ -169,7 +169,7 @@ def _report_no_lines(job_id: str, wanted: dict[str, str]) -> None:
 @options.job_argument
 @options.environment
 def stop(api: str, job_id: str, env: str | None) -> None:
-    """Stop a job, whoever runs it; it can be resumed."""
+    """Stop a job, whichever process runs it; it can be resumed."""
     from cortex_dask.client import Client
     from cortex_dask.display import summary
 

@@ -44,7 +44,7 @@ _FORMATS = click.Choice(["auto", "parquet", "json"])
     metavar="TEXT",
     help='Read only matching rows, e.g. "x > 5"; all must hold.',
 )
-@click.option("--keep", metavar="all|A,B", help="Input columns that stand beside the returned ones.")
+@click.option("--keep", metavar="all|A,B", help="Input columns that are written beside the returned ones.")
 @click.option("--mode", type=_MODES, help="What to do when the output holds data already; error by default.")
 @click.option(
     "--config", "configs", multiple=True, metavar="KEY=VALUE", help="Overrides handler.config; also JSON, or @file."
@@ -65,7 +65,7 @@ _FORMATS = click.Choice(["auto", "parquet", "json"])
     "--detach/--wait",
     "detach",
     default=False,
-    help="Return at once, and let the job run by itself, beside the cluster's scheduler; or wait for it (the default).",
+    help="Return at once, and let the job run by itself, on the cluster's scheduler; or wait for it (the default).",
 )
 @click.option("--dry-run", is_flag=True, help="List files, splits, batches and bytes; run and write nothing.")
 @click.option(
@@ -93,7 +93,7 @@ def submit(
     """Run a job and wait for it.
 
     TARGET is a project directory, its cortex.yaml, or the name of a deployed API (a project directory of that name in
-    the working directory comes first). The input is --input, or what the file of --job says: one of
+    the working directory comes first). The input is --input, or in the file of --job one of
     dataset, item_list, file_path_lister and delimited_files.
 
     Ctrl-C (or SIGTERM) stops the job in good order: what is finished is kept, and the job can be resumed. A second one

@@ -100,13 +100,13 @@ class TestStatus:
         document = job.describe()
         assert document["status"] == job.status == "running"
         reason = document["status_reason"]
-        assert reason.startswith("nobody runs this job any more (no coordinator is alive, the last sign of one was 1 h")
+        assert reason.startswith("no process runs this job (no coordinator is alive, the last sign of one was 1 h")
         assert reason.endswith("go on with: cortex-dask resume digits job-1")
         assert "no coordinator is alive" in job._repr_html_()
         assert "cortex-dask resume digits job-1" in summary(document)
-        assert "nobody runs it any more" in repr(job)
+        assert "no process runs it" in repr(job)
         assert "running (no coordinator)" in job_table([document])
-        with pytest.raises(JobFailedError, match="nobody runs this job any more"):
+        with pytest.raises(JobFailedError, match="no process runs this job"):
             job.wait()
 
     def test_a_job_that_another_process_runs_is_live(self, directory, tmp_path):
