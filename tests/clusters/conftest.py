@@ -12,7 +12,7 @@ import pytest
 from tests.clusters.backend import Backend
 from tests.clusters.jobs import ClusterJob, make_job
 from tests.conftest import follow_environment
-from tests.faults.jobs import until
+from tests.support.waiting import until
 
 #: Module and class of each backend, below ``tests.clusters``, and the marks of its tests.
 BACKENDS: dict[str, tuple[str, tuple[pytest.MarkDecorator, ...]]] = {

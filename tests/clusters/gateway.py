@@ -10,8 +10,8 @@ import pytest
 
 from tests.clusters.backend import Backend, kill
 from tests.clusters.jobs import Call, ClusterJob
-from tests.faults.jobs import until
 from tests.support.gateway_server import GatewayServer, missing
+from tests.support.waiting import until
 
 __all__ = ["GatewayBackend"]
 

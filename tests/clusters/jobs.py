@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ from cortex_dask.io.job.status import FINAL_STATUSES
 from cortex_dask.io.store.store import Store
 from tests.clusters.backend import Backend, kill
 from tests.faults.checks import Result, exactly_once
-from tests.faults.jobs import ROOT, FaultJob, lives, make_input, until
+from tests.faults.jobs import ROOT, FaultJob, make_input
+from tests.support.waiting import lives, until
 
 __all__ = ["Call", "ClusterJob", "Submission", "make_job"]
 
@@ -237,9 +238,8 @@ class ClusterJob(FaultJob):
         who = self.status().get("coordinator") or {}
         if who.get("host") == os.uname().nodename and lives(who["pid"]):
             JobDirectory(self.url).request_stop("stopped", "the test is over")
-            deadline = time.monotonic() + 10
-            while lives(who["pid"]) and time.monotonic() < deadline:
-                time.sleep(0.05)
+            with contextlib.suppress(AssertionError):
+                until(lambda: not lives(who["pid"]), "the coordinator to stop", 10)
             kill(who["pid"])
 
 

@@ -21,8 +21,9 @@ from cortex_dask.io.job.splits import Split
 from cortex_dask.runtime.cluster import WorkerLost
 from tests.clusters.workers import worker
 from tests.faults.checks import exactly_once
-from tests.faults.jobs import ROOT, FaultJob, make_job, until
+from tests.faults.jobs import ROOT, FaultJob, make_job
 from tests.faults.processes import DaskHost, dask_host
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from cortex_dask.job import Job
 from tests.clusters.backend import Backend, kill
 from tests.clusters.jobs import ClusterJob
 from tests.faults.checks import committed_only
-from tests.faults.jobs import ROOT, lives, until
+from tests.faults.jobs import ROOT
+from tests.support.waiting import lives, until
 
 NewJob = Callable[..., ClusterJob]
 

@@ -22,8 +22,9 @@ from tests.clusters.jobs import ClusterJob
 from tests.clusters.local import LocalBackend
 from tests.clusters.workers import WITHOUT
 from tests.faults.checks import exactly_once
-from tests.faults.jobs import ROOT, FaultJob, lives, make_job, until
+from tests.faults.jobs import ROOT, FaultJob, make_job
 from tests.faults.processes import DaskHost, dask_host
+from tests.support.waiting import lives, until
 
 _SECONDS = 60.0
 

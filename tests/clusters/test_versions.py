@@ -15,8 +15,9 @@ from cortex_dask.clusters import versions
 from cortex_dask.errors import ClusterError
 from tests.clusters.workers import WITHOUT, another_cortex_dask, another_version, worker
 from tests.faults.checks import exactly_once
-from tests.faults.jobs import FaultJob, make_job, until
+from tests.faults.jobs import FaultJob, make_job
 from tests.faults.processes import DaskHost, dask_host
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from distributed import Client
 from distributed.versions import VersionMismatchWarning
 
 import cortex_dask
-from tests.faults.jobs import ROOT, until
+from tests.faults.jobs import ROOT
+from tests.support.waiting import until
 
 __all__ = ["another_cortex_dask", "another_version", "count", "worker"]
 

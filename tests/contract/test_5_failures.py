@@ -6,8 +6,7 @@ import contextlib
 import dataclasses
 import json
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from cortex_dask.runtime.coordinator.coordinator import run_job
 from tests.faults.jobs import make_job
 from tests.faults.processes import Coordinator, Moment
 from tests.support.sqs import Queue
+from tests.support.waiting import until
 
 BATCHES, SIZE = 6, 10
 
@@ -147,13 +147,6 @@ def queue(s3: str) -> Iterator[Queue]:
         yield made
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
-
-
 ALL = list(range(BATCHES * SIZE))
 
 
@@ -216,7 +209,7 @@ class TestQueue:
         job = project.submit(
             sqs_dead_letter_queue={"arn": queue.arn, "max_receive_count": 1}, config={"fail": [20], "wait": [10]}
         )
-        wait_for(project.attempts, "the first batch")
+        until(project.attempts, "the first batch")
         queue.delete()
         project.go.touch()
         with pytest.warns(UserWarning, match="1 batch failed for good"):
@@ -376,7 +369,7 @@ class TestCompletion:
 
     def test_one_that_hangs_can_be_stopped_by_a_user(self, project: Project) -> None:
         job = project.submit(config={"hang": True})
-        wait_for(lambda: project.lines("completed"), "on_job_complete")
+        until(lambda: project.lines("completed"), "on_job_complete")
         job.stop()
         assert (job.status, job.describe()["status_reason"]) == ("stopped", "stopped by a user")
 
@@ -402,8 +395,8 @@ class TestStatuses:
 
     def test_running_while_batches_are_handled(self, project: Project) -> None:
         job = project.submit(config={"wait": [0]})
-        wait_for(project.attempts, "the first batch")
-        wait_for(lambda: job.describe()["worker_counts"]["running"], "a worker that runs")
+        until(project.attempts, "the first batch")
+        until(lambda: job.describe()["worker_counts"]["running"], "a worker that runs")
         document = job.describe()
         project.go.touch()
         assert document["status"] == "running"
@@ -447,7 +440,7 @@ class TestStatuses:
 
     def test_stopped_by_a_user(self, project: Project) -> None:
         job = project.submit(config={"wait": [0]})
-        wait_for(project.attempts, "the first batch")
+        until(project.attempts, "the first batch")
         job.stop()
         document = job.describe()
         assert (document["status"], document["status_reason"]) == ("stopped", "stopped by a user")

@@ -6,18 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dask.config
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import cortex_dask as cx
+from tests.support.waiting import lives, until
 
 FIRST = """\
 import json
@@ -114,14 +113,6 @@ def spec(name: str, **handler: Any) -> dict[str, Any]:
     return {"name": name, "kind": "BatchAPI", "handler": {"type": "python", "path": "handler.py", **handler}}
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
-    return found
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with an input of 100 rows, whose ``store`` is that of the default environment."""
@@ -160,7 +151,7 @@ def test_a_handler_deploys_an_api_and_submits_a_job_that_outlives_it(folder: Pat
     report = json.loads((folder / "report.json").read_text())
     assert first.status == "succeeded"
     second = cx.Client().get_job("second", report["job"]["job_id"])
-    assert not psutil.pid_exists(report["pid"])
+    until(lambda: not lives(report["pid"]), "the first handler process to end")
     assert second.describe()["end_time"] is None
     (folder / "release").touch()
     second.wait(60)
@@ -171,7 +162,7 @@ def test_a_handler_deploys_an_api_and_submits_a_job_that_outlives_it(folder: Pat
     assert sorted(table["y"].to_pylist()) == [3 * x for x in range(100)]
     assert set(table["leaked"].to_pylist()) == {""}
     assert pq.read_table(folder / "second-out").num_rows == 100
-    wait_for(lambda: not psutil.pid_exists(coordinator), "the second coordinator to leave")
+    until(lambda: not lives(coordinator), "the second coordinator to leave")
 
     assert report["deployed"]["message"] == "created second (BatchAPI)"
     assert report["apis"] == ["second"]
@@ -266,7 +257,7 @@ class TestClient:
         project = write_project(folder / "project", SLOW)
         client.deploy(spec("slow", config={"started": str(folder / "started")}), project)
         job = client.detach("slow", folder / "in.parquet", workers=1, batch_size=100)
-        wait_for((folder / "started").exists, "the handler to start")
+        until((folder / "started").exists, "the handler to start")
 
         client.delete("slow", keep_cache=True)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, Literal
 
 import cloudpickle
 import orjson
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,21 +30,12 @@ from cortex_dask.io.job.splits import DatasetInput
 from cortex_dask.io.store.store import Store
 from cortex_dask.job import Job
 from tests.faults.handlers import FaultyHandler
+from tests.support.waiting import lives
 
-__all__ = ["BATCH", "GROUP", "ROOT", "Call", "FaultJob", "lives", "make_input", "make_job", "until"]
+__all__ = ["BATCH", "GROUP", "ROOT", "Call", "FaultJob", "make_input", "make_job"]
 
 ROOT = str(Path(__file__).parents[2])
 FILES, ROWS, GROUP, BATCH = 4, 500, 250, 50
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """Wait until something is true, and return it; fail after some time."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds:g} s in vain for {what}")
-        time.sleep(0.01)
-    return value
 
 
 def make_input(
@@ -163,14 +152,6 @@ class FaultJob:
     def handlers_gone(self) -> bool:
         """Whether no process that has handled a batch is left."""
         return not any(map(lives, {call.pid for call in self.calls()}))
-
-
-def lives(pid: int) -> bool:
-    """Whether a process is there and has not ended."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def make_job(

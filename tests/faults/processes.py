@@ -20,7 +20,8 @@ from typing import Any, Literal, Self
 
 import psutil
 
-from tests.faults.jobs import FaultJob, until
+from tests.faults.jobs import FaultJob
+from tests.support.waiting import until
 
 __all__ = ["Child", "Coordinator", "DaskHost", "Moment", "dask_host"]
 

@@ -19,8 +19,9 @@ from cortex_dask.io.job.settings import LimitSettings
 from cortex_dask.io.store.store import Store
 from tests.faults.checks import exactly_once, output_ids, visible
 from tests.faults.conftest import on_stores
-from tests.faults.jobs import ROOT, FaultJob, make_job, until
+from tests.faults.jobs import ROOT, FaultJob, make_job
 from tests.faults.processes import Coordinator, Moment
+from tests.support.waiting import until
 
 BAD = (120, 1777)
 

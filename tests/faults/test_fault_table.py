@@ -16,7 +16,8 @@ import pytest
 from cortex_dask.io.job.settings import LimitSettings
 from cortex_dask.io.store.store import Store
 from tests.faults.checks import exactly_once
-from tests.faults.jobs import BATCH, FaultJob, until
+from tests.faults.jobs import BATCH, FaultJob
+from tests.support.waiting import until
 
 MIB = 1024**2
 BAD = (120, 877)  # in two files and two splits

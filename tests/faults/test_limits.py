@@ -15,8 +15,9 @@ from cortex_dask.io.job.splits import batch_id
 from cortex_dask.io.store.store import Store
 from tests.faults.checks import Result, exactly_once
 from tests.faults.conftest import on_stores
-from tests.faults.jobs import FaultJob, make_input, make_job, until
+from tests.faults.jobs import FaultJob, make_input, make_job
 from tests.faults.processes import Coordinator, Moment
+from tests.support.waiting import until
 
 BAD = (120, 1777)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.checks import exactly_once
-from tests.faults.jobs import lives, make_job, until
+from tests.faults.jobs import make_job
 from tests.faults.processes import Coordinator, DaskHost, dask_host
+from tests.support.waiting import lives, until
 
 BAD = (120, 1777)
 

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import dask.config
@@ -19,6 +18,7 @@ from click.testing import CliRunner
 import cortex_dask as cx
 from cortex_dask.cli import main
 from cortex_dask.testing import run_inline
+from tests.support.waiting import until
 
 CORTEX_YAML = """\
 - name: doubler
@@ -101,13 +101,6 @@ def rows(path="out"):
 
 
 EVERY_ROW = [2 * x for x in range(400)]
-
-
-def wait_for(condition, what, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.05)
 
 
 def documents(folder):
@@ -321,9 +314,7 @@ class TestInterrupts:
             *("--config", "seconds=60", "--config", f"hurry={folder}/hurry", *arguments),
             cwd=folder,
         )
-        wait_for(
-            lambda: process.poll() is not None or any(doc["splits"]["done"] for doc in documents(folder)), "a split"
-        )
+        until(lambda: process.poll() is not None or any(doc["splits"]["done"] for doc in documents(folder)), "a split")
         assert process.poll() is None, process.communicate()
         return process
 
@@ -450,7 +441,7 @@ class TestPython:
     def test_stop_and_resume(self, folder):
         config = {"seconds": 60, "hurry": str(folder / "hurry")}
         job = cx.submit("project", "in", "out", batch_size=25, workers=2, config=config)
-        wait_for(lambda: job.status == "running", "the job to run")
+        until(lambda: job.status == "running", "the job to run")
 
         job.stop()
 

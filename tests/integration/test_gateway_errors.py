@@ -22,8 +22,8 @@ import cortex_dask as cx
 from cortex_dask.clusters.gateway import cluster
 from cortex_dask.clusters.gateway.server import GatewayApi
 from cortex_dask.errors import ClusterError, JobTimedOutError, SpecError
-from tests.faults.jobs import until
 from tests.support.gateway_server import GatewayServer
+from tests.support.waiting import until
 
 Submit = Callable[..., Any]
 

@@ -16,8 +16,8 @@ from cortex_dask.clusters import records
 from cortex_dask.clusters.gateway.server import GatewayApi
 from tests.clusters.gateway import GatewayBackend
 from tests.clusters.jobs import Call, ClusterJob, Submission, make_job
-from tests.faults.jobs import until
 from tests.support.gateway_server import GatewayServer
+from tests.support.waiting import until
 
 NewJob = Callable[..., ClusterJob]
 

@@ -17,8 +17,9 @@ import yaml
 
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.spec.api import load_apis
-from tests.faults.jobs import ROOT, until
+from tests.faults.jobs import ROOT
 from tests.support.gateway_server import GatewayServer
+from tests.support.waiting import until
 
 EXAMPLE = Path(ROOT, "examples", "scheduled")
 DAY = "2026-11-22"

@@ -19,6 +19,7 @@ import pytest
 from cortex_dask.io.job.splits import batch_id
 from cortex_dask.runtime.worker import slots, supervisor, watch
 from tests.support.jobs import TestJob, make_job
+from tests.support.waiting import lives, until
 
 Make = Callable[..., TestJob]
 
@@ -44,24 +45,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
         job.close()
 
 
-def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """Wait for something with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-    return value
-
-
 def numbers(job: TestJob, record: Any) -> list[int]:
     return [row["n"] for row in job.rows(record)]
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 POISON = """
@@ -415,15 +400,17 @@ def test_prestarted_processes_wait_with_the_handler_loaded(make: Make) -> None:
     """
     job = make(handler, job_config={"a": 1})
     slots.prestart(job.url, 2)
-    processes = until(lambda: [p for p in slots._jobs[job.url]._processes() if not p.inbox.empty()], 20)
-    until(lambda: len(slots._jobs[job.url]._processes()) == 2)
+    processes = until(
+        lambda: [p for p in slots._jobs[job.url]._processes() if not p.inbox.empty()], "a ready process", 20
+    )
+    until(lambda: len(slots._jobs[job.url]._processes()) == 2, "two processes", 10)
     record = job.record()
     assert {row["prediction"] for row in job.rows(record)} == {10}
     assert slots._jobs[job.url]._slots[0].current is not None
     assert len(slots._jobs[job.url]._slots) == 2
     pids = [process.pid for process in slots._jobs[job.url]._processes()]
     job.close()
-    assert all(is_gone(pid) for pid in pids)
+    assert not any(map(lives, pids))
     assert processes
     assert [line["message"] for line in job.logs()].count("loaded") == 2
 
@@ -654,7 +641,7 @@ class Handler:
 
 
 def pids(place: Path) -> list[int]:
-    return until(lambda: place.exists() and [int(text) for text in place.read_text().split()], 30)
+    return until(lambda: place.exists() and [int(text) for text in place.read_text().split()], "a handler at work", 30)
 
 
 @pytest.mark.parametrize("how", ["stop_job", "stop.json"])
@@ -673,7 +660,7 @@ def test_a_stop_ends_a_handler_that_hangs_within_five_seconds(make: Make, tmp_pa
     thread.join(10)
     assert time.monotonic() - began < 5
     assert (outcomes[0].kind, outcomes[0].message) == ("stopped", "enough")
-    until(lambda: all(map(is_gone, running)), 2)
+    until(lambda: not any(map(lives, running)), "the handler and its child to end", 2)
     assert job.staged() == []
 
 
@@ -696,7 +683,7 @@ def test_the_process_goes_when_its_worker_is_killed(make: Make, tmp_path: Path, 
         running = pids(place)
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-        until(lambda: all(map(is_gone, running)), 8)
+        until(lambda: not any(map(lives, running)), "the handler and its child to end", 8)
     finally:
         worker.kill()
 
@@ -713,9 +700,9 @@ def test_an_idle_process_goes_with_its_worker_too(make: Make) -> None:
     )
     assert worker.stdout is not None
     pid = int(worker.stdout.readline())
-    assert not is_gone(pid)
+    assert lives(pid)
     worker.kill()
-    until(lambda: is_gone(pid), 8)
+    until(lambda: not lives(pid), "the handler process to end", 8)
     worker.communicate()
 
 
@@ -840,10 +827,10 @@ def test_processes_that_come_and_go_leave_nothing_behind(make: Make) -> None:
         job.close()
 
     crash_and_close()
-    until(lambda: not threads())
+    until(lambda: not threads(), "the threads to end", 10)
     before = psutil.Process().num_fds()
     crash_and_close()
-    until(lambda: not threads() and psutil.Process().num_fds() <= before)
+    until(lambda: not threads() and psutil.Process().num_fds() <= before, "threads and files to be closed", 10)
 
 
 def test_kills_at_any_moment_neither_lose_nor_repeat_a_row(make: Make) -> None:

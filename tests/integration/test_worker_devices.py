@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +24,7 @@ from cortex_dask.errors import SpecError
 from cortex_dask.io.job.records import Outcome
 from cortex_dask.runtime.worker import device_leases, slots, supervisor
 from tests.support.jobs import TestJob, make_job
+from tests.support.waiting import environment_of, lives, until
 
 Make = Callable[..., TestJob]
 
@@ -67,24 +67,11 @@ def make(tmp_path: Path) -> Iterator[Make]:
         job.close()
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """Wait for something with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-    return value
-
-
 def seen(job: TestJob, outcome: Outcome) -> tuple[str, int]:
     """Return what the handler of a split has seen, and its process."""
     assert outcome.record is not None, outcome
     ((devices, pid),) = {(row["devices"], row["pid"]) for row in job.rows(outcome.record)}
     return devices, pid
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    return psutil.Process(pid).environ()
 
 
 def start(job: TestJob, count: int) -> list[str]:
@@ -130,7 +117,7 @@ def test_a_process_that_is_replaced_keeps_its_device(make: Make, host: list[str]
     job = make(SEES, rows=10, compute={"gpu": 1})
     first, pid = seen(job, job.run())
     os.kill(pid, signal.SIGKILL)
-    until(lambda: slots._jobs[job.url]._slots[0].current.gone.is_set())
+    until(lambda: slots._jobs[job.url]._slots[0].current.gone.is_set(), "the supervisor to see the death")
     second, other = seen(job, job.run())
     assert (first, second) == (host[0], host[0])
     assert pid != other
@@ -166,7 +153,7 @@ def test_devices_are_given_back_when_a_job_is_closed_or_stopped(make: Make, host
             process = slot.process()
         if job is jobs[1]:
             slots.stop_job(job.url, "enough")
-            until(lambda slot=slot: not slot.has_devices)
+            until(lambda slot=slot: not slot.has_devices, "the devices to be given back")
         else:
             job.close()
             assert not slot.has_devices
@@ -181,7 +168,7 @@ def test_an_idle_job_gives_its_devices_to_one_that_has_work(make: Make, host: li
     began = time.monotonic()
     assert seen(second, second.run())[0] == both
     assert time.monotonic() - began < device_leases.WAIT_SECONDS / 4
-    assert not psutil.pid_exists(pid)
+    until(lambda: not lives(pid), "the idle process to end")
     again, other = seen(first, first.run())
     assert again == both
     assert other != pid
@@ -191,7 +178,7 @@ def test_a_process_that_was_started_ahead_takes_nothing_from_others(make: Make, 
     first, second = (make(SEES, rows=10, compute={"gpu": 2}) for _ in range(2))
     _, pid = seen(first, first.run())
     slots._job(second.url).prestart(1)
-    assert psutil.pid_exists(pid)
+    assert lives(pid)
     assert slots._jobs[second.url]._slots[0].current is None
 
 
@@ -373,7 +360,7 @@ def workers(
         process.terminate()
     for process in started:
         process.wait(30)
-    until(lambda: not scheduler.scheduler_info["workers"])
+    until(lambda: not scheduler.scheduler_info["workers"], "the workers to leave")
 
 
 def submission(tmp_path: Path, gpu: float, workers: int, rows: int = 64) -> dict[str, Any]:
@@ -442,7 +429,7 @@ def test_a_worker_that_is_killed_frees_its_device(
     folder.mkdir()
 
     def kill_one() -> None:
-        until(lambda: len(list(folder.iterdir())) == 2, 60)
+        until(lambda: len(list(folder.iterdir())) == 2, "two handlers at work")
         processes[0].kill()
         processes[0].wait()
         workers(1, "--nthreads", "1", "--resources", "GPU=1")

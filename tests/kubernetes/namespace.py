@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.faults.jobs import ROOT, until
+from tests.faults.jobs import ROOT
+from tests.support.waiting import until
 
 __all__ = ["Namespace", "the_image"]
 

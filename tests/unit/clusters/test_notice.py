@@ -10,7 +10,7 @@ import pytest
 
 from cortex_dask.clusters.notice import ClusterNotice
 from cortex_dask.display import PlainDisplay
-from tests.faults.jobs import until
+from tests.support.waiting import until
 
 
 class Explain:

@@ -12,7 +12,8 @@ import pytest
 
 from cortex_dask.clusters.detached.watchdog import RESTARTS, CoordinatorOrder, Watchdog
 from tests.faults.checks import exactly_once
-from tests.faults.jobs import ROOT, FaultJob, make_job, until
+from tests.faults.jobs import ROOT, FaultJob, make_job
+from tests.support.waiting import until
 
 #: Ends coordinators as soon as their interpreter has started, as often as it is told to.
 _DEADLY = """

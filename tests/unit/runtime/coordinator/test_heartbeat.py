@@ -14,8 +14,8 @@ from cortex_dask.runtime.coordinator import heartbeat
 from cortex_dask.runtime.coordinator.coordinator import run_job
 from cortex_dask.runtime.coordinator.heartbeat import Heartbeat, write_failure
 from cortex_dask.runtime.coordinator.status_board import StatusBoard
-from tests.faults.jobs import until
 from tests.support.jobs import make_job
+from tests.support.waiting import until
 
 HANDLER = """
 class Handler:

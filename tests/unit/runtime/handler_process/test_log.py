@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cortex_dask.runtime.handler_process.log import BatchLogger, JsonHandler, St
 from cortex_dask.runtime.log_line import MAX_LINE, line
 from cortex_dask.runtime.worker import log_writer
 from cortex_dask.runtime.worker.log_writer import LogWriter
+from tests.support.waiting import until
 
 LABELS = {"apiName": "a", "jobID": "j"}
 
@@ -157,13 +158,6 @@ class Slow(Store):
         super().write(name, data)
 
 
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
 def messages(store: Store) -> list[str]:
     return [found["message"] for found in JobLogs(store).lines()]
 
@@ -173,7 +167,7 @@ def test_the_first_lines_are_stored_within_a_second_and_the_rest_at_the_end(tmp_
     chunks = LogWriter(store, "w-1", LABELS)
     chunks.add(line("INFO", "first", LABELS))
     began = time.monotonic()
-    until(lambda: messages(store) == ["first"])
+    until(lambda: messages(store) == ["first"], "the first line", 10)
     assert time.monotonic() - began < 2
     chunks.write("WARNING", "of the engine", LABELS, batch_id="b", extra={"a": 1})
     assert messages(store) == ["first"]
@@ -205,10 +199,10 @@ def test_a_store_that_fails_costs_no_line_and_nobody_waits(tmp_path: Path, monke
     store.broken, store.writes = True, 0
     chunks = LogWriter(store, "w", LABELS)
     chunks.add(line("INFO", "one", LABELS))
-    until(lambda: store.writes >= 2)
+    until(lambda: store.writes >= 2, "two attempts to write", 10)
     chunks.add(line("INFO", "two", LABELS))
     store.broken = False
-    until(lambda: messages(store) == ["one", "two"])
+    until(lambda: messages(store) == ["one", "two"], "both lines", 10)
     chunks.close()
 
 

@@ -26,6 +26,7 @@ from cortex_dask.runtime.worker.installation import AbandonedError, Installer
 from cortex_dask.runtime.worker.virtual_environment import Interpreter, obtain
 from tests.support.jobs import TestJob, make_job
 from tests.support.packages import write_wheel
+from tests.support.waiting import lives, until
 
 NAMES = {"pip": "requirements.txt", "conda": "conda-packages.txt", "shell": "dependencies.sh"}
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -95,14 +96,6 @@ def project(tmp_path: Path) -> Project:
 def run(interpreter: Interpreter, code: str) -> str:
     done = subprocess.run([interpreter.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-    return value
 
 
 # what names it ------------------------------------------------------------------------------------------------------
@@ -236,7 +229,7 @@ def test_an_abandoned_step_ends_with_all_that_it_started(project: Project) -> No
     stubborn = "trap '' TERM; sleep 60 & echo $!; wait; wait; sleep 60"
 
     def abandon() -> None:
-        until(lambda: project.logged)
+        until(lambda: project.logged, "the first line of the step")
         over.set()
 
     threading.Thread(target=abandon).start()
@@ -245,7 +238,7 @@ def test_an_abandoned_step_ends_with_all_that_it_started(project: Project) -> No
         steps.run("a step", ["bash", "-c", stubborn], os.environ)
     assert time.monotonic() - began < 5
     sleeper = int(project.logged[0])
-    until(lambda: not psutil.pid_exists(sleeper) or psutil.Process(sleeper).status() == psutil.STATUS_ZOMBIE)
+    until(lambda: not lives(sleeper), "what the step started to end")
     with pytest.raises(AbandonedError):
         steps.run("another", ["touch", "never"], os.environ)
     assert not (project.folder / "never").exists()
@@ -442,7 +435,7 @@ def maker(project: Project) -> subprocess.Popen[str]:
 def test_several_processes_make_it_once(project: Project) -> None:
     project.write(dependencies_sh="echo x >> runs; until [ -e go ]; do sleep 0.02; done\n")
     makers = [maker(project) for _ in range(3)]
-    until((project.folder / "runs").exists)
+    until((project.folder / "runs").exists, "the script to run")
     (project.folder / "go").touch()
     outputs = [process.communicate(timeout=30)[0].splitlines() for process in makers]
     assert len({output[-1] for output in outputs}) == 1
@@ -456,7 +449,7 @@ def test_what_a_killed_process_left_is_made_anew_once_its_programs_have_ended(pr
         dependencies_sh="echo x >> runs; [ -e left ] || { touch left; until [ -e go ]; do sleep 0.02; done; }\n"
     )
     first = maker(project)
-    until((project.folder / "left").exists)
+    until((project.folder / "left").exists, "the script to run")
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert first.stdout is not None
@@ -488,7 +481,7 @@ def test_one_whose_python_is_gone_is_made_anew(project: Project) -> None:
 def test_a_process_that_waits_can_give_up(project: Project) -> None:
     project.write(dependencies_sh="touch here; until [ -e go ]; do sleep 0.02; done\n")
     first = maker(project)
-    until((project.folder / "here").exists)
+    until((project.folder / "here").exists, "the script to run")
     began = time.monotonic()
     with pytest.raises(AbandonedError):
         project.obtain(lambda: time.monotonic() > began + 0.3)
@@ -556,7 +549,7 @@ def test_prestart_installs_before_there_is_a_split(make: Make, wheels: Path) -> 
     job = make(VERSION, {"requirements.txt": requirements(wheels, "tinypkg")})
     slots.prestart(job.url, 2)
     prestarted = slots._job(job.url)
-    until(lambda: len(prestarted._processes()) == 2)
+    until(lambda: len(prestarted._processes()) == 2, "two processes")
     assert job.rows(job.record())[0]["version"] == "2.0"
     job.close()
     made = [line["message"] for line in job.logs() if "the interpreter with" in line["message"]]
@@ -586,7 +579,7 @@ def test_a_job_that_is_stopped_while_it_installs_ends_soon(make: Make, how: str,
     outcomes: list[Any] = []
     thread = threading.Thread(target=lambda: outcomes.append(job.run()))
     thread.start()
-    until(lambda: pid.exists() and pid.read_text().strip())
+    until(lambda: pid.exists() and pid.read_text().strip(), "the script to run")
     began = time.monotonic()
     if how == "stop":
         job.directory.request_stop("stopped", "enough")  # as another machine asks
@@ -595,7 +588,7 @@ def test_a_job_that_is_stopped_while_it_installs_ends_soon(make: Make, how: str,
     thread.join(10)
     assert time.monotonic() - began < 5
     assert outcomes[0].kind == "stopped"
-    assert not psutil.pid_exists(int(pid.read_text()))
+    until(lambda: not lives(int(pid.read_text())), "the script to end")
 
 
 def test_an_inline_job_says_that_it_installs_nothing(make: Make) -> None:
@@ -608,7 +601,7 @@ def test_an_inline_job_says_that_it_installs_nothing(make: Make) -> None:
 
 
 def test_a_project_without_dependencies_costs_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("interpreters", "dependencies", "steps"):
-        monkeypatch.setitem(sys.modules, f"cortex_dask.runtime.{module}", None)  # an import would raise
+    for module in ("virtual_environment", "dependencies", "installation"):
+        monkeypatch.setitem(sys.modules, f"cortex_dask.runtime.worker.{module}", None)  # an import would raise
     job = make("class Handler:\n    def __init__(self, config): pass\n    def handle_batch(self): return None\n")
     job.record()
