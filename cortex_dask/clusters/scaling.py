@@ -12,7 +12,8 @@ from cortex_dask.io.job.settings import JobSettings
 _log = logging.getLogger(__name__)
 
 _DOWN_SECONDS = 5.0  # between two reductions: at the end of a job there is less to do every moment
-_RETRY_SECONDS = 10.0  # after a cluster has refused
+_RETRY_SECONDS = 10.0
+_CLOSE_SECONDS = 10.0
 
 
 def workers_for(splits_left: int, *, least: int, most: int, threads: int) -> int:
@@ -40,11 +41,18 @@ class Scaling:
     ``min_workers``. The cluster is asked in a thread, as it may take long to answer.
     """
 
-    def __init__(self, settings: JobSettings, threads: int, resize: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        settings: JobSettings,
+        threads: int,  # of one Dask worker
+        resize: Callable[[int], None],
+        retry_seconds: float = _RETRY_SECONDS,  # after which a cluster that has refused is asked again
+    ) -> None:
         self._least = settings.min_workers or 0
         self._most = settings.workers
-        self._threads = threads  # of one Dask worker
+        self._threads = threads
         self._resize = resize
+        self._retry_seconds = retry_seconds
         self._requested = first_workers(settings, threads)  # what the cluster was last asked for
         self._wanted = self._requested
         self._reduced = 0.0
@@ -71,7 +79,7 @@ class Scaling:
         self._closed = True
         self._changed.set()
         if self._thread is not None:
-            self._thread.join(_RETRY_SECONDS)
+            self._thread.join(_CLOSE_SECONDS)
 
     def _follow(self) -> None:
         while True:
@@ -87,6 +95,6 @@ class Scaling:
                 self._requested = wanted
             except Exception as error:  # noqa: BLE001 - the job continues with the workers that it has
                 _log.warning("the cluster did not take the size of %d workers: %s", wanted, error)
-                retry = threading.Timer(_RETRY_SECONDS, self._changed.set)
+                retry = threading.Timer(self._retry_seconds, self._changed.set)
                 retry.daemon = True
                 retry.start()

@@ -57,7 +57,7 @@ def _run_order(order: CoordinatorOrder) -> None:
     else:
         from cortex_dask.clusters.detached import scheduler  # distributed, for coordinators on a scheduler only
 
-        cluster = scheduler.make_cluster(order)
+        cluster = scheduler.make_parent_scheduler(order)
     (coordinator.retry_failed if order.retry else coordinator.run_job)(order.job_url, cluster)
 
 

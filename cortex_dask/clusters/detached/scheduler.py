@@ -44,7 +44,7 @@ class ParentScheduler(Address):
         self.closing.set()
 
 
-def make_cluster(order: CoordinatorOrder) -> Address:
+def make_parent_scheduler(order: CoordinatorOrder) -> Address:
     """Return the backend that a coordinator was told to use, and end it with its parent, the scheduler."""
     assert order.backend is not None
     module, _, name = order.backend.partition(":")

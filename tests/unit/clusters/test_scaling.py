@@ -53,18 +53,17 @@ def test_sizes_go_up_at_once_and_down_with_pauses() -> None:
         scaling.close()
 
 
-def test_a_cluster_that_refuses_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cortex_dask.clusters.scaling._RETRY_SECONDS", 0.05)
+def test_a_cluster_that_refuses_is_asked_again() -> None:
     asked: list[int] = []
     taken = threading.Event()
 
-    def scale(workers: int) -> None:
+    def resize(workers: int) -> None:
         asked.append(workers)
         if len(asked) == 1:
             raise OSError("no answer")
         taken.set()
 
-    scaling = Scaling(settings(3, 0), 1, scale)
+    scaling = Scaling(settings(3, 0), 1, resize, retry_seconds=0.05)
     try:
         scaling.update(2)
         assert taken.wait(10)
