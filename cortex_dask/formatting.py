@@ -110,3 +110,17 @@ def shown(value: object) -> str:
 
 def _simple(name: str) -> str:
     return name.lower().replace("-", "_")
+
+
+_ERROR_LENGTH = 2_000  # characters of an exception's message that are kept
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's type and message on one line."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - a __str__ that raises hides only itself
+        message = "(its message cannot be shown)"
+    name = type(error).__name__
+    text = f"{name}: {message}" if message else name
+    return text if len(text) <= _ERROR_LENGTH else f"{text[:_ERROR_LENGTH]}…"

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from cortex_dask.errors import HandlerError, InputError
+from cortex_dask.formatting import one_line
 from cortex_dask.io.job.settings import JobSettings
-from cortex_dask.runtime.failures import one_line
 from cortex_dask.tensorflow.models import LATEST, Model, Models
 from cortex_dask.tensorflow.signature import ModelSignature, Tensor, choose_signature
 
