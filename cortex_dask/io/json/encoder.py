@@ -1,8 +1,7 @@
-"""Rows as JSON lines: columns by Arrow, and a shorter way for records of plain values.
+"""Rows as JSON lines: tables by columns, through Arrow, and lists of plain records with one call of orjson.
 
-Through Arrow (:mod:`cortex_dask.io.json.encoder`) every row of a batch of 32 costs several microseconds, most of them
-for columns that are made and thrown away. Rows that need no conversion need no columns. Whatever is not plainly what
-the schema says is left to the long way, which converts it or says what is wrong.
+Arrow converts every type. It takes several microseconds for each row of a small batch, most of them for columns that
+are made and thrown away. Records whose values are exactly what the schema says need no columns.
 """
 
 from __future__ import annotations
@@ -20,9 +19,19 @@ import pyarrow.types as pt
 
 from cortex_dask.io.arrow.types import is_bytes, is_list, is_text
 
-_TYPES = {pa.int64(): int, pa.float64(): float, pa.string(): str, pa.large_string(): str, pa.bool_(): bool}
-_DICTS = {dict}
-_BEHIND_TEXT = (":", ",", "}")  # what follows the quote at a text's end: a name that begins so would look like an end
+_ROWS_PER_BUFFER = 65_536
+_BYTES_PER_BUFFER = 32 << 20  # of columns: their text stays far below the 2 GB that an Arrow string array holds
+_SUBSECOND_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
+_NON_FINITE = {"nan": '"NaN"', "inf": '"Infinity"', "-inf": '"-Infinity"'}
+
+#: The types of records' values that need no conversion.
+_PYTHON_TYPES = {pa.int64(): int, pa.float64(): float, pa.string(): str, pa.large_string(): str, pa.bool_(): bool}
+_ONLY_DICTS = {dict}
+#: What follows the quote at a text's end: a column's name that begins with it would look like such an end.
+_AFTER_TEXT = (":", ",", "}")
+
+# pyarrow.compute is imported in the functions that use it: the import takes 20 ms, a tenth of a handler process' start,
+# and most jobs use none of them.
 
 
 class EncodedRows(NamedTuple):
@@ -37,10 +46,35 @@ class EncodedRows(NamedTuple):
         return len(self.text)
 
 
-def row_encoder(schema: pa.Schema) -> Callable[[Any], EncodedRows | None] | None:
-    r"""Return what encodes a handler's result as rows of a schema, or returns None where that takes the long way.
+def dumps(value: Any) -> bytes:
+    """Return a value as JSON, with integers of any size."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # orjson stops at 64 bits
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
-    None where the schema has types that need it.
+
+def json_lines(table: pa.Table, *, non_finite: bool = False) -> Iterator[pa.Buffer]:
+    """Yield the rows of a table as JSON lines, some ten thousand in a buffer.
+
+    JSON has no form for NaN and the infinities: they become null, or with ``non_finite`` texts like ``"NaN"``.
+    """
+    if table.num_rows == 0:
+        return
+    if table.num_columns == 0:
+        yield pa.py_buffer(b"{}\n" * table.num_rows)
+        return
+    step = max(1, min(_ROWS_PER_BUFFER, table.num_rows * _BYTES_PER_BUFFER // max(1, table.nbytes)))
+    for start in range(0, table.num_rows, step):
+        for batch in table.slice(start, step).combine_chunks().to_batches():
+            yield _content(_objects(batch.schema.names, batch.columns, non_finite, end="}\n"))
+
+
+def row_encoder(schema: pa.Schema) -> Callable[[Any], EncodedRows | None] | None:
+    r"""Return a function that encodes records of a schema, or None where the schema has types that need Arrow.
+
+    The function returns None for a result that is not a list of records with exactly these columns and types:
+    converting it, or saying what is wrong with it, is left to Arrow.
 
     Examples
     --------
@@ -49,30 +83,32 @@ def row_encoder(schema: pa.Schema) -> Callable[[Any], EncodedRows | None] | None
     EncodedRows(text=b'{"id":1,"name":"a"}\n{"id":2,"name":null}\n', num_rows=2)
     >>> encode([{"id": "1", "name": "a"}])
     """
-    names = list(map(sys.intern, schema.names))  # names in a handler's source are: then equal ones are identical
-    types = [_TYPES.get(kind) for kind in schema.types]
-    if not names or None in types or len(set(names)) < len(names) or names[0][:1] in _BEHIND_TEXT:
+    names = list(map(sys.intern, schema.names))  # like names in a handler's source: equal ones are then identical
+    types = [_PYTHON_TYPES.get(arrow_type) for arrow_type in schema.types]
+    if not names or None in types or len(set(names)) < len(names) or names[0][:1] in _AFTER_TEXT:
         return None
-    columns = [(name, kind, field.nullable) for name, kind, field in zip(names, types, schema, strict=True)]
-    dumps = orjson.dumps
-    # What lies between two rows that begin with the first name, and nowhere else: in a text a quote has a backslash.
-    between = b"},{" + dumps(names[0]) + b":"
+    columns = [
+        (name, python_type, field.nullable) for name, python_type, field in zip(names, types, schema, strict=True)
+    ]
+    to_json = orjson.dumps
+    # Found between two rows, which begin with the first name, and nowhere else: in a text a quote has a backslash.
+    between = b"},{" + to_json(names[0]) + b":"
     line_end = between.replace(b",", b"\n", 1)
     width = len(names)
 
     def encode(result: Any) -> EncodedRows | None:
-        if type(result) is not list or set(map(type, result)) != _DICTS:
+        if type(result) is not list or set(map(type, result)) != _ONLY_DICTS:
             return None
         rows = len(result)
-        if sum(map(len, result)) != rows * width:  # if each row has each name, which is seen below, it has no other
+        if sum(map(len, result)) != rows * width:  # with the names checked below, a row has no others
             return None
         try:
-            for name, kind, nullable in columns:  # plain loops: half as long as with map and sets, from Python 3.11 on
+            for name, python_type, nullable in columns:  # loops take half as long as map and sets, from Python 3.11 on
                 for row in result:
-                    if type(row[name]) is not kind and not (nullable and row[name] is None):
+                    if type(row[name]) is not python_type and not (nullable and row[name] is None):
                         return None
-            # Integers of more than 53 bits take the long way, since orjson takes some that no int64 holds.
-            text = dumps(result, None, orjson.OPT_STRICT_INTEGER)
+            # Strict: without it, orjson accepts integers that no int64 holds. Those beyond 53 bits are left to Arrow.
+            text = to_json(result, None, orjson.OPT_STRICT_INTEGER)
         except (KeyError, orjson.JSONEncodeError, RecursionError):
             return None  # another name, half of a surrogate pair, a long integer, a name that only equals one
         lines = text[1:-1].replace(between, line_end) + b"\n"
@@ -81,46 +117,15 @@ def row_encoder(schema: pa.Schema) -> Callable[[Any], EncodedRows | None] | None
     return encode
 
 
-_STEP_ROWS = 65_536
-_STEP_BYTES = 32 << 20  # of a step's columns: their text stays far below the 2 GB that an Arrow string array holds
-_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
-_NON_FINITE = {"nan": '"NaN"', "inf": '"Infinity"', "-inf": '"-Infinity"'}
-
-
-def json_lines(table: pa.Table, *, non_finite: bool = False) -> Iterator[pa.Buffer]:
-    """Yield the rows of a table as JSON lines, some ten thousand in a buffer.
-
-    Parameters
-    ----------
-    table : pyarrow.Table
-        The rows.
-    non_finite : bool
-        Write NaN and the infinities as the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` instead of null.
-    """
-    if table.num_rows == 0:
-        return
-    if table.num_columns == 0:
-        yield pa.py_buffer(b"{}\n" * table.num_rows)
-        return
-    step = max(1, min(_STEP_ROWS, table.num_rows * _STEP_BYTES // max(1, table.nbytes)))
-    for start in range(0, table.num_rows, step):
-        for batch in table.slice(start, step).combine_chunks().to_batches():
-            yield _text_of(encode_rows(batch, non_finite=non_finite))
-
-
-def encode_rows(batch: pa.RecordBatch, *, non_finite: bool = False) -> pa.Array:
-    """Return the rows of a record batch as an array of JSON lines, each with its line end."""
-    return _objects(batch.schema.names, batch.columns, non_finite, end="}\n")
-
-
-def _text_of(lines: pa.Array) -> pa.Buffer:
-    """Return the text of all elements, which lie one after the other in the array's last buffer."""
+def _content(lines: pa.Array) -> pa.Buffer:
+    """Return the text of all elements: they lie one after the other in the array's last buffer."""
     _, offsets, text = lines.buffers()
     bounds = np.frombuffer(offsets, dtype=np.int32)[lines.offset : lines.offset + len(lines) + 1]
     return text.slice(int(bounds[0]), int(bounds[-1] - bounds[0]))
 
 
 def _objects(names: list[str], columns: list[pa.Array], non_finite: bool, end: str = "}") -> pa.Array:
+    """Return an array of JSON objects, one for each row of the columns."""
     pieces: list[Any] = []
     lead = "{"
     for name, column in zip(names, columns, strict=True):
@@ -151,7 +156,7 @@ def _encode(array: pa.Array, non_finite: bool) -> pa.Array:
     elif pt.is_map(kind):
         texts = _maps(array, non_finite)
     else:
-        texts = _quoted(_plain_text(array))
+        texts = _quoted(_unescaped(array))
     return texts.fill_null("null") if texts.null_count else texts
 
 
@@ -188,7 +193,7 @@ def _escaped(texts: pa.Array) -> pa.Array:
     """Escape quotation marks, backslashes and control characters, where there are any."""
     import pyarrow.compute as pc
 
-    content = np.frombuffer(_text_of(texts), dtype=np.uint8)
+    content = np.frombuffer(_content(texts), dtype=np.uint8)
     special = np.unique(content[(content < 0x20) | (content == 0x22) | (content == 0x5C)])
     for code in sorted(special, key=lambda code: code != 0x5C):  # backslashes first: the others bring new ones
         character = chr(code)
@@ -232,8 +237,8 @@ def _structs(array: pa.Array, non_finite: bool) -> pa.Array:
     return pc.if_else(array.is_valid(), objects, pa.scalar(None, pa.string()))
 
 
-def _plain_text(array: pa.Array) -> pa.Array:
-    """Return text that needs no escapes for the values that JSON has no form for."""
+def _unescaped(array: pa.Array) -> pa.Array:
+    """Return the texts of values that JSON has no form for; none of them needs escapes."""
     kind = array.type
     if is_bytes(kind):
         texts = [None if value is None else base64.b64encode(value).decode() for value in array.to_pylist()]
@@ -245,24 +250,17 @@ def _plain_text(array: pa.Array) -> pa.Array:
         texts = pc.replace_substring(naive.cast(pa.string()), " ", "T")
         return texts if kind.tz is None else _concat(texts, "Z")
     if pt.is_duration(kind):
-        digits = _DIGITS[kind.unit]
-        return pa.array([_seconds(value, digits) for value in array.cast(pa.int64()).to_pylist()], pa.string())
+        digits = _SUBSECOND_DIGITS[kind.unit]
+        return pa.array([_iso_duration(value, digits) for value in array.cast(pa.int64()).to_pylist()], pa.string())
     if pt.is_date(kind):
         return array.cast(pa.date32()).cast(pa.string())
     return array.cast(pa.string())  # decimals, times
 
 
-def _seconds(value: int | None, digits: int) -> str | None:
+def _iso_duration(value: int | None, digits: int) -> str | None:
+    """Return a whole number of a unit as an ISO 8601 duration in seconds; the unit has this many decimal digits."""
     if value is None:
         return None
     whole, rest = divmod(abs(value), 10**digits)
     fraction = f".{rest:0{digits}d}" if digits else ""
     return f"{'-' if value < 0 else ''}PT{whole}{fraction}S"
-
-
-def dumps(value: Any) -> bytes:
-    """Return a value as JSON, with integers of any size."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:  # orjson stops at 64 bits
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,8 +1,9 @@
 """Read the pieces of a split from JSON files: lines (plain or compressed) and arrays, values exactly as written.
 
 A piece of a plain file owns the lines that *start* in its bytes, so the pieces of any cuts together are the file. Every
-line is parsed on its own: a malformed one becomes a :class:`~cortex_dask.io.batch.BadLine` and its neighbours go on.
-Integers of any size are exact, text stays text, ``NaN`` and ``Infinity`` are taken as Python writes them.
+line is parsed on its own: a malformed one becomes a :class:`~cortex_dask.io.batch.BadLine`, and its neighbours
+are read.
+Integers of any size are exact, text stays text, ``NaN`` and ``Infinity`` are read as Python writes them.
 """
 
 from __future__ import annotations
@@ -26,29 +27,35 @@ from cortex_dask.io.json.batcher import Batcher, LineEdges, RecordRun
 from cortex_dask.io.json.file import Block, JsonFile
 from cortex_dask.io.store.source import UnreadableInput, translated
 
-_SHOWN = 64 << 10  # bytes of a malformed line that are kept
-_DICTS = {dict}
-_ARRAY_BYTES = 1 << 20  # of the values of a stretch of an array; roughly, they are Python objects already
-_TOGETHER = 128  # values of small batches that are parsed at once
+_KEPT_BYTES = 64 << 10  # of a malformed line
+_ONLY_DICTS = {dict}
+_ARRAY_BYTES = 1 << 20  # assumed for records of an array, which are Python objects already
+_LINES_AT_ONCE = 128  # where batches are smaller
 
-#: Stands between lines that are parsed at once. Nobody who writes the lines knows it.
-_BETWEEN = (1 << 29) + secrets.randbelow(1 << 29)
-_JOINT = b",%d," % _BETWEEN
+#: Separates lines that are parsed with one call. It is random, so that no file can hold it on purpose.
+_SEPARATING_NUMBER = (1 << 29) + secrets.randbelow(1 << 29)
+SEPARATOR = b",%d," % _SEPARATING_NUMBER
+
+#: Makes every digit "0" and all else but the minus sign a space, so that one search finds long rows of digits.
+_DIGITS = bytes(48 if 48 <= byte <= 57 else 45 if byte == 45 else 32 for byte in range(256))
+_DIGITS_19, _MINUS_19, _DIGITS_20 = b"0" * 19, b"-" + b"0" * 19, b"0" * 20
+_LARGE = 16 * 1024  # bytes; NumPy is faster on larger blocks, in spite of the cost of its calls
+_FOUR_DIGITS = 0x01010101
 
 
 def read_json(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> Iterator[Batch | BadLine]:
     """Yield the batches of a split, and malformed lines; see :func:`cortex_dask.io.reading.read_split`."""
     any_value = header.extra.get("json") == "any"
     project = _projection(header)
-    batcher = Batcher(header.batch_size, _parse_lines)
+    batcher = Batcher(header.batch_size, parse_lines)
     wanted = None if split.only is None else set(split.only)
     last = max(wanted, default=-1) if wanted is not None else None
     source = _Source(split.pieces, any_value=any_value)
     found = groupby(source if ahead is None else ahead(iter(source), _size_of), key=itemgetter(0))
     for (number, group), piece in zip(found, split.pieces, strict=False):
-        stretches = _LineParser(piece, batcher, any_value=any_value).stretches(what for _, what in group)
+        runs = _LineParser(piece, batcher, any_value=any_value).parse(item for _, item in group)
         with translated(piece.path):
-            for item in stretches if piece.rows is None else _counted(stretches, piece, piece.rows):
+            for item in runs if piece.rows is None else _counted(runs, piece, piece.rows):
                 if isinstance(item, BadLine):
                     if wanted is None:
                         yield item
@@ -69,9 +76,9 @@ def read_json(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> I
 
 
 class _Source:
-    """The pieces of a split as they lie in the files: blocks of lines, stretches of arrays; nothing is parsed twice.
+    """The pieces of a split as they lie in the files: blocks of lines, and the elements of arrays.
 
-    Each item comes with the number of its piece, and each piece begins with None, so that none is passed over.
+    Each item comes with the number of its piece. Each piece begins with None, so that an empty one is seen too.
     """
 
     def __init__(self, pieces: Sequence[Piece], *, any_value: bool) -> None:
@@ -79,17 +86,17 @@ class _Source:
         self._finished = -1
 
     def finish(self, number: int) -> None:
-        """Say that nothing more is wanted of a piece."""
+        """Skip what is left of a piece."""
         self._finished = number
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         with closing(SmallFiles(self._pieces)) as small:
             for number, piece in enumerate(self._pieces):
                 yield number, None
-                for what in self._items(piece, small.take(piece)):
+                for item in self._items(piece, small.take(piece)):
                     if self._finished >= number:
                         break
-                    yield number, what
+                    yield number, item
 
     def _items(self, piece: Piece, data: bytes | None) -> Iterator[Any]:
         with translated(piece.path), JsonFile(piece.path, piece.size, piece.tag, data) as file:
@@ -100,15 +107,16 @@ class _Source:
                 yield from ((block, compressed) for block in file.blocks(piece.start, piece.stop))
 
 
-def _size_of(item: tuple[int, Any]) -> int:
-    what = item[1]
-    if isinstance(what, tuple) and isinstance(what[0], Block):
-        return len(what[0].data)
-    return _ARRAY_BYTES if isinstance(what, tuple) else 0
+def _size_of(numbered: tuple[int, Any]) -> int:
+    """Return about how many bytes an item of :class:`_Source` holds."""
+    item = numbered[1]
+    if isinstance(item, tuple) and isinstance(item[0], Block):
+        return len(item[0].data)
+    return _ARRAY_BYTES if isinstance(item, tuple) else 0
 
 
 def _counted(found: Iterator[RecordRun | BadLine], piece: Piece, rows: int) -> Iterator[RecordRun | BadLine]:
-    """Leave out the lines that belong to the pieces before and behind."""
+    """Yield only the rows of the piece, not those of the pieces before and behind it."""
     skip, left = piece.skip, rows
     for item in found:
         count = 1 if isinstance(item, BadLine) else len(item.values)
@@ -129,8 +137,8 @@ def _counted(found: Iterator[RecordRun | BadLine], piece: Piece, rows: int) -> I
 class _LineParser:
     """Parses the blocks of one piece.
 
-    As many lines at a time as the next batch lacks, or the next small ones: their values are handled, written and
-    forgotten while they are in the processor's cache, and before the garbage collector has looked at them often.
+    It parses as many lines at a time as the next batch lacks, or several small batches lack: then their values are
+    handled, written and freed while they are in the processor's cache, before the garbage collector scans them often.
     """
 
     def __init__(self, piece: Piece, batcher: Batcher, *, any_value: bool) -> None:
@@ -140,18 +148,18 @@ class _LineParser:
         self._began = 0  # where the first line of the piece starts
         self._number = 0  # of lines of this piece before those that are parsed
 
-    def stretches(self, found: Iterator[Any]) -> Iterator[RecordRun | BadLine]:
-        """Yield stretches of good values and malformed lines, in order."""
-        for what in found:
-            if what is None:
+    def parse(self, found: Iterator[Any]) -> Iterator[RecordRun | BadLine]:
+        """Yield runs of good records, and malformed lines, in order."""
+        for item in found:
+            if item is None:
                 continue
-            if isinstance(what, BadLine):
-                yield what
-            elif isinstance(what[0], Block):
-                block, self._compressed = what
+            if isinstance(item, BadLine):
+                yield item
+            elif isinstance(item[0], Block):
+                block, self._compressed = item
                 yield from self._block(block)
             else:
-                yield RecordRun(*what)
+                yield RecordRun(*item)
 
     def _block(self, block: Block) -> Iterator[RecordRun | BadLine]:
         lines = block.data.split(b"\n")
@@ -163,24 +171,24 @@ class _LineParser:
         long_integers = may_hold_long_integers(block.data)
         edges = LineEdges(lines, block.offset, block.offset + len(block.data))
         at, count, batcher = 0, len(lines), self._batcher
-        together = max(_TOGETHER // batcher.size - 1, 0) * batcher.size
+        together = max(_LINES_AT_ONCE // batcher.size - 1, 0) * batcher.size
         while at < count:
             some = lines[at : at + batcher.room + together]
             values = None if long_integers else self._values(some)
             if values is None:
                 yield from self._one_by_one(some, edges, at, long_integers=long_integers)
             else:
-                yield self._stretch(values, edges, at, some)
+                yield self._record_run(values, edges, at, some)
             at += len(some)
             self._number += len(some)
 
     def _values(self, lines: list[bytes]) -> list[Any] | None:
-        """Return what the lines hold; None if one of them is blank, malformed or for the other parser."""
+        """Return the values of the lines; None if one of them is blank, malformed or not an object."""
         try:
-            values = _parse_lines(lines)
+            values = parse_lines(lines)
         except orjson.JSONDecodeError:
             return None
-        return values if self._any_value or set(map(type, values)) == _DICTS else None
+        return values if self._any_value or set(map(type, values)) == _ONLY_DICTS else None
 
     def _one_by_one(
         self, lines: list[bytes], edges: LineEdges, at: int, *, long_integers: bool
@@ -190,32 +198,32 @@ class _LineParser:
         for index, line in enumerate(lines):
             try:
                 if long_integers and may_hold_long_integers(line):
-                    value = _slow_loads(line)
+                    value = _parse_with_json(line)
                 else:
                     try:
                         value = orjson.loads(line)
                     except orjson.JSONDecodeError:
                         if not line.strip():
                             continue
-                        value = _slow_loads(line)
+                        value = _parse_with_json(line)
                 if not self._any_value and type(value) is not dict:
                     raise ValueError(f"not a JSON object but {_kind(value)}")
             except (ValueError, RecursionError) as error:
                 if good:
-                    yield self._stretch(good, edges, at, lines, indexes)
+                    yield self._record_run(good, edges, at, lines, indexes)
                     good, indexes = [], []
                 number = self._lines_before() + self._number + index + 1
-                yield BadLine(self._piece.path, number, edges.edge(at + index), _shown(line), _error(error))
+                yield BadLine(self._piece.path, number, edges.edge(at + index), _decoded(line), _reason(error))
             else:
                 good.append(value)
                 indexes.append(index)
         if good:
-            yield self._stretch(good, edges, at, lines, indexes)
+            yield self._record_run(good, edges, at, lines, indexes)
 
-    def _stretch(
+    def _record_run(
         self, values: list[Any], edges: LineEdges, at: int, lines: list[bytes], indexes: list[int] | None = None
     ) -> RecordRun:
-        """Return the values of the lines from ``at`` on with these indexes (None: of all)."""
+        """Return the values of the lines with these indexes (None: of all); the first line is ``at`` in its block."""
         path, count = self._piece.path, len(lines)
         unit, starts, stops = "bytes", edges.starts(at, at + count), edges.stops(at, at + count)
         if self._compressed:
@@ -237,46 +245,35 @@ class _LineParser:
         return self._before
 
 
-def _parse_lines(lines: list[bytes]) -> list[Any]:
-    """Parse lines with one call, which takes a fifth less time than a call for each.
+def parse_lines(lines: list[bytes]) -> list[Any]:
+    """Parse lines with one call, or raise ``orjson.JSONDecodeError`` if one of them is blank or malformed.
 
-    Two lines could be one value only together, and one line be two. So what stands between the lines has to be found
-    between the values.
-
-    Raises
-    ------
-    orjson.JSONDecodeError
-        If one of them is blank or malformed.
+    That takes a fifth less time than a call for each line. Two malformed lines may together be one value, and one line
+    may hold two: therefore the number between the lines must be found between all the values.
     """
-    found = orjson.loads(b"[%b]" % _JOINT.join(lines))
+    found = orjson.loads(b"[%b]" % SEPARATOR.join(lines))
     joints = found[1::2]
-    if len(found) != 2 * len(lines) - 1 or joints.count(_BETWEEN) != len(joints):
+    if len(found) != 2 * len(lines) - 1 or joints.count(_SEPARATING_NUMBER) != len(joints):
         return list(map(orjson.loads, lines))
     values: list[Any] = found[::2]
     return values
 
 
 def parse_line(line: bytes) -> Any:
-    """Parse one line exactly as a reader does.
-
-    Raises
-    ------
-    ValueError
-        If it is not JSON.
-    """
+    """Parse one line as :func:`read_json` does; raise ``ValueError`` if it is not JSON."""
     if not may_hold_long_integers(line):
         try:
             return orjson.loads(line)
         except orjson.JSONDecodeError:
             pass
-    return _slow_loads(line)
+    return _parse_with_json(line)
 
 
-def _slow_loads(line: bytes) -> Any:
-    """Parse what orjson does not take or not exactly: long integers, NaN, Infinity."""
+def _parse_with_json(line: bytes) -> Any:
+    """Parse what orjson refuses or does not keep exactly: long integers, NaN, Infinity."""
     text = line.decode("utf-8")
     value = json.loads(text)
-    if "\\ud" in text.lower():  # half of a surrogate pair is no text: whoever writes it later would fail
+    if "\\ud" in text.lower():  # half of a surrogate pair cannot be encoded: writing it later would fail
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -289,11 +286,11 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _shown(line: bytes) -> str:
-    return line[:_SHOWN].rstrip(b"\r").decode("utf-8", errors="backslashreplace")
+def _decoded(line: bytes) -> str:
+    return line[:_KEPT_BYTES].rstrip(b"\r").decode("utf-8", errors="backslashreplace")
 
 
-def _error(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason} at byte {error.start} of the line"
     if isinstance(error, RecursionError):
@@ -303,54 +300,11 @@ def _error(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-# columns, filters, keys -----------------------------------------------------------------------------------------------
-
-
-def _projection(header: PlanHeader) -> Callable[[RecordRun, Piece], RecordRun] | None:
-    """Return what adds the partition keys, filters, and selects the columns; None if there is nothing to do."""
-    kinds: dict[str, str] = header.extra.get("keys", {})
-    filters = parse_filters(header.filters)
-    matches = None if filters is None else matcher(filters)
-    columns = header.columns
-    if not kinds and matches is None and columns is None:
-        return None
-
-    def project(stretch: RecordRun, piece: Piece) -> RecordRun:
-        values = stretch.values
-        if kinds:
-            written = dict(piece.keys)
-            keys = {name: _key_value(written.get(name, HIVE_NULL), kind) for name, kind in kinds.items()}
-            for value in values:
-                value.update(keys)
-        if matches is not None:
-            kept = [index for index, value in enumerate(values) if matches(value)]
-            if len(kept) < len(values):
-                values, starts, stops = (
-                    [items[index] for index in kept] for items in (values, stretch.starts, stretch.stops)
-                )
-                stretch = stretch._replace(starts=starts, stops=stops)
-        if columns is not None:
-            values = [{name: value[name] for name in columns if name in value} for value in values]
-        return stretch._replace(values=values, lines=None)
-
-    return project
-
-
-def _key_value(text: str, kind: str) -> Any:
-    if text == HIVE_NULL:
-        return None
-    return int(text) if kind == "int64" else text
-
-
-#: Makes every digit "0" and all else but the minus sign a space: then a search finds long runs of digits quickly.
-_DIGITS = bytes(48 if 48 <= byte <= 57 else 45 if byte == 45 else 32 for byte in range(256))
-_DIGITS_19, _MINUS_19, _DIGITS_20 = b"0" * 19, b"-" + b"0" * 19, b"0" * 20
-_LARGE = 16 * 1024  # bytes from which on NumPy is faster, in spite of what its calls take
-_FOUR_DIGITS = 0x01010101
+# integers beyond 64 bits ----------------------------------------------------------------------------------------------
 
 
 def may_hold_long_integers(data: bytes) -> bool:
-    """Tell whether there may be integers beyond 64 bits: 20 digits in a row, or a minus sign and 19.
+    """Return whether there may be integers beyond 64 bits: 20 digits in a row, or a minus sign and 19.
 
     Examples
     --------
@@ -364,12 +318,49 @@ def may_hold_long_integers(data: bytes) -> bool:
 
 
 def _may_hold_19_digits(data: bytes) -> bool:
-    """Tell whether there may be 19 digits in a row, in less time than a search takes.
+    """Return whether there may be 19 digits in a row, in less time than a search takes.
 
-    Wherever 19 bytes lie, four whole groups of four bytes lie among them, counted from the start of the data.
+    Any 19 bytes in a row contain four whole groups of four bytes, counted from the start of the data.
     """
-    import numpy as np  # only those who read large files need it
+    import numpy as np  # slow to import, and only large blocks need it
 
     text = np.frombuffer(data, np.uint8, len(data) // 4 * 4)
     groups = ((text ^ 48) < 10).view(np.uint32) == _FOUR_DIGITS  # "0" to "9" are 48 to 57
     return bool((groups[:-3] & groups[1:-2] & groups[2:-1] & groups[3:]).any())
+
+
+# columns, filters, keys -----------------------------------------------------------------------------------------------
+
+
+def _projection(header: PlanHeader) -> Callable[[RecordRun, Piece], RecordRun] | None:
+    """Return a function that adds partition keys, filters, and selects columns; None if nothing is to be done."""
+    kinds: dict[str, str] = header.extra.get("keys", {})
+    filters = parse_filters(header.filters)
+    matches = None if filters is None else matcher(filters)
+    columns = header.columns
+    if not kinds and matches is None and columns is None:
+        return None
+
+    def project(run: RecordRun, piece: Piece) -> RecordRun:
+        values = run.values
+        if kinds:
+            written = dict(piece.keys)
+            keys = {name: _key_value(written.get(name, HIVE_NULL), kind) for name, kind in kinds.items()}
+            for value in values:
+                value.update(keys)
+        if matches is not None:
+            kept = [index for index, value in enumerate(values) if matches(value)]
+            if len(kept) < len(values):
+                values, starts, stops = ([items[index] for index in kept] for items in (values, run.starts, run.stops))
+                run = run._replace(starts=starts, stops=stops)
+        if columns is not None:
+            values = [{name: value[name] for name in columns if name in value} for value in values]
+        return run._replace(values=values, lines=None)
+
+    return project
+
+
+def _key_value(text: str, kind: str) -> Any:
+    if text == HIVE_NULL:
+        return None
+    return int(text) if kind == "int64" else text

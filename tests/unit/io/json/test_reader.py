@@ -6,6 +6,7 @@ import bz2
 import gzip
 import itertools
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from cortex_dask.io.job.splits import DatasetInput, Piece, PlanHeader, Split
 from cortex_dask.io.json import file
 from cortex_dask.io.json import reader as json_reader
 from cortex_dask.io.json.batcher import LineEdges
+from cortex_dask.io.json.reader import may_hold_long_integers
 from cortex_dask.io.planning.plan import plan
 from cortex_dask.io.reading import read_split
 from cortex_dask.io.store.source import UnreadableInput
@@ -273,7 +275,7 @@ def test_integers_are_exact_at_every_size(tmp_path: Path) -> None:
         assert read(split_of(path), header())[0] == [{"a": [number], str(number): 0.5}, {"a": 1}]
 
 
-def test_nan_and_infinity_are_taken_as_python_writes_them(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_read_as_python_writes_them(tmp_path: Path) -> None:
     path = write(tmp_path, "x.jsonl", b'{"a": NaN}\n{"a": -Infinity}\n')
     records, bad, _ = read(split_of(path), header())
     assert repr(records) == "[{'a': nan}, {'a': -inf}]"
@@ -309,9 +311,9 @@ def test_lines_that_would_be_values_only_together_are_malformed(tmp_path: Path, 
     assert [item.line for item in bad] == [2, 3, 4, 5, 6, 7]
 
 
-def test_lines_that_hold_what_stands_between_them_are_read_as_they_are(tmp_path: Path) -> None:
-    joint = json_reader._JOINT.strip(b",")
-    lines = [b"[1]", joint, b'{"a": %b}' % joint, b"1%b2" % json_reader._JOINT, joint]
+def test_lines_that_hold_the_separator_are_read_as_they_are(tmp_path: Path) -> None:
+    joint = json_reader.SEPARATOR.strip(b",")
+    lines = [b"[1]", joint, b'{"a": %b}' % joint, b"1%b2" % json_reader.SEPARATOR, joint]
     path = write(tmp_path, "x.jsonl", b"\n".join(lines))
     records, bad, _ = read(split_of(path), header(batch_size=10, extra={"json": "any"}))
     assert records == [[1], int(joint), {"a": int(joint)}, int(joint)]
@@ -399,3 +401,28 @@ def test_a_file_that_changed_since_it_was_planned_is_refused(tmp_path: Path) -> 
     path.unlink()
     with pytest.raises(UnreadableInput, match="is gone since the job was planned"):
         read(split, header())
+
+
+LONG = re.compile(rb"[0-9]{20}|-[0-9]{19}")
+PIECES = st.lists(
+    st.integers(1, 40).map(lambda count: b"8" * count) | st.sampled_from([b"-", b" ", b"/", b":", b"\xff", b'{"a": ']),
+    max_size=30,
+)
+
+
+@settings(max_examples=300)
+@given(pieces=PIECES, before=st.integers(0, 7), behind=st.sampled_from([0, 1, 2, 3, 20_000]))
+def test_long_integers_are_found_wherever_they_lie(pieces: list[bytes], before: int, behind: int) -> None:
+    text = b" " * before + b"".join(pieces) + b" " * behind
+    assert may_hold_long_integers(text) == bool(LONG.search(text))
+
+
+@pytest.mark.parametrize("size", [100, 16 * 1024, 16 * 1024 + 3, 1 << 20])
+@pytest.mark.parametrize("end", range(8))
+@pytest.mark.parametrize("number", [b"12345678901234567890", b"-1234567890123456789"])
+def test_a_long_integer_at_the_end_is_found(size: int, end: int, number: bytes) -> None:
+    filler = b'{"a": 1234567890123456789}\n'  # 19 digits, which 64 bits can hold
+    text = (filler * (size // len(filler) + 1))[: size - len(number) - end]
+    text = text[: text.rfind(b"\n") + 1].ljust(size - len(number) - end)
+    assert not may_hold_long_integers(text + b" " * (len(number) + end))
+    assert may_hold_long_integers(text + number + b" " * end)

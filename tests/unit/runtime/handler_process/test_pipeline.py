@@ -251,7 +251,7 @@ def test_small_batches_are_read_ahead_by_blocks(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(file, "_LOCAL_BLOCK", 200)
     fetched, parsers = threading.Event(), set()
-    real_blocks, real_parse = file.JsonFile.blocks, reader._parse_lines
+    real_blocks, real_parse = file.JsonFile.blocks, reader.parse_lines
 
     def blocks(self: Any, start: int, stop: int) -> Iterator[Any]:
         for number, block in enumerate(real_blocks(self, start, stop)):
@@ -264,7 +264,7 @@ def test_small_batches_are_read_ahead_by_blocks(tmp_path: Path, monkeypatch: pyt
         return real_parse(lines)
 
     monkeypatch.setattr(file.JsonFile, "blocks", blocks)
-    monkeypatch.setattr(reader, "_parse_lines", parse)
+    monkeypatch.setattr(reader, "parse_lines", parse)
     loop = Loop(tmp_path, lambda payload: fetched.wait(10) and [{"n": row["n"]} for row in payload], lines=LINES)
     assert loop.run().rows_out == 1000
     assert parsers == {threading.current_thread()}
