@@ -20,7 +20,7 @@ import orjson
 
 from cortex_dask.catalog import Catalog
 from cortex_dask.errors import JobNotFoundError, SpecError
-from cortex_dask.formatting import nearest, shown
+from cortex_dask.formatting import did_you_mean, shown
 from cortex_dask.io.job.settings import HandlerSettings
 from cortex_dask.io.job.status import FINAL_STATUSES
 from cortex_dask.io.store.store import Store
@@ -224,10 +224,8 @@ class ApiVersions:
         found = self.find(name)
         if found is None:
             names = self.names()
-            near = nearest(name, names)
-            hint = f"did you mean {near}? " if near else ""
             raise JobNotFoundError(
-                f"no API {shown(name)} is deployed in {self._store.url}; {hint}"
+                f"no API {shown(name)} is deployed in {self._store.url}; {did_you_mean(name, names)}"
                 f"deployed there: {', '.join(names) or 'none'}"
             )
         return found

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from cortex_dask.formatting import count, duration, moment, rate
+from cortex_dask.formatting import count, duration, moment, plural, rate
 from cortex_dask.io.job.status import Progress
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _words(progress: Progress, *, beside_bar: bool = False) -> str:
         if progress.eta is not None and not progress.over:
             words.append(f"{duration(progress.eta)} left")
         if progress.workers and not progress.over:
-            words.append(f"{progress.workers} worker{'s' if progress.workers > 1 else ''}")
+            words.append(plural(progress.workers, "worker"))
     return ", ".join(words)
 
 

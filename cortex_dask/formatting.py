@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 
@@ -83,6 +83,28 @@ def size(number: float) -> str:
     return f"{number:.1f} {unit}"
 
 
+def plural(number: int, noun: str, nouns: str | None = None) -> str:
+    """Return a number with its noun; ``nouns`` is for those that do not just take an s.
+
+    Examples
+    --------
+    >>> plural(1, "file"), plural(1200, "file"), plural(2, "batch", "batches")
+    ('1 file', '1,200 files', '2 batches')
+    """
+    return f"{count(number)} {noun if number == 1 else nouns or f'{noun}s'}"
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return rows with their cells padded to the widths of the columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as lines with aligned columns."""
+    return "\n".join("  ".join(cells).rstrip() for cells in align(rows))
+
+
 _LONGEST = 80  # characters of a value that a message shows
 _SECRET = re.compile(r"(?<=://)[^/@\s]*@")  # user and password in a URL
 
@@ -92,6 +114,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     by_simple = {_simple(item): item for item in known}
     matches = difflib.get_close_matches(_simple(name), by_simple, n=1, cutoff=0.6)
     return by_simple[matches[0]] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean …? "`` with the nearest known name; "" if none is near."""
+    near = nearest(name, known)
+    return f"did you mean {near}? " if near else ""
 
 
 def shown(value: object) -> str:

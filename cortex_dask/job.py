@@ -19,7 +19,7 @@ from cortex_dask.errors import (
     JobTimedOutError,
     SpecError,
 )
-from cortex_dask.formatting import duration, parse_time
+from cortex_dask.formatting import duration, parse_time, plural
 from cortex_dask.io.job import failures as job_failures
 from cortex_dask.io.job import logs as job_logs
 from cortex_dask.io.job.directory import JobDirectory
@@ -394,7 +394,7 @@ class Job:
             raise kind(message, status=status)
         if warn:
             failed = document["failed_batches"]
-            batches, whose = ("1 batch", "its") if failed == 1 else (f"{failed} batches", "their")
+            batches, whose = plural(failed, "batch", "batches"), "its" if failed == 1 else "their"
             warnings.warn(
                 f"the job {self.job_id} completed, but {batches} failed for good and {whose} rows are not in the "
                 f"output. Look at them with job.failures() or {commands['logs']} --level error; handle them again "

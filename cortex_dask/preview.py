@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cortex_dask.display import SilentDisplay
 from cortex_dask.errors import JobFailedError
-from cortex_dask.formatting import count, duration, rate, size
+from cortex_dask.formatting import align, count, duration, plural, rate, size
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.ledger import Ledger
 from cortex_dask.io.job.settings import JobSettings, LimitSettings, OutputSettings
@@ -65,17 +65,17 @@ class DryRun:
         """Return the report as text."""
         about = "" if self.exact else "~"
         rows = "rows" if self.kind == "dataset" else "samples"
-        source = f"{_files(len(self.files))}, {self.format}, {size(self.bytes)} to read"
+        source = f"{plural(len(self.files), 'file')}, {self.format}, {size(self.bytes)} to read"
         if self.kind != "dataset":
-            source = self.kind if self.kind == "item_list" else f"{self.kind}, {_files(len(self.files))}"
+            source = self.kind if self.kind == "item_list" else f"{self.kind}, {plural(len(self.files), 'file')}"
         facts = [
             ("api", self.api_name),
             ("input", source),
             (rows, f"{about}{count(self.rows)}"),
             ("batches", f"{about}{count(self.batches)} of up to {count(self.batch_size)} {rows}"),
-            ("splits", f"{count(self.splits)} for {self.workers} worker{'s' if self.workers > 1 else ''}"),
+            ("splits", f"{count(self.splits)} for {plural(self.workers, 'worker')}"),
             ("output", self.output or "none"),
-            ("project", f"{_files(len(self.project))}, {size(sum(length for _, length in self.project))}"),
+            ("project", f"{plural(len(self.project), 'file')}, {size(sum(length for _, length in self.project))}"),
         ]
         lines = [f"{name:<9}{value}" for name, value in facts]
         files = [(file.path, "?" if file.rows is None else count(file.rows), size(file.bytes)) for file in self.files]
@@ -133,7 +133,7 @@ class SampleReport:
             about = "" if self.exact else "~"
             lines.append(
                 f"about {duration(self.projected_seconds)} for all {about}{count(self.total_rows)} rows "
-                f"with {self.workers} worker{'s' if self.workers > 1 else ''}"
+                f"with {plural(self.workers, 'worker')}"
             )
         return "\n".join([*lines, "Nothing was written to the output."])
 
@@ -295,20 +295,12 @@ def _report(job: Job, planned: Plan, elapsed: float, *, workers: int) -> SampleR
     )
 
 
-def _files(number: int) -> str:
-    return f"{count(number)} file{'' if number == 1 else 's'}"
-
-
 def _cell_text(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as aligned lines; the middle of a long table is left out."""
-    shown = rows[:_MOST_TABLE_ROWS]
-    widths = [max(len(row[column]) for row in shown) for column in range(len(shown[0]))] if shown else []
-    lines = [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown
-    ]
-    return [*lines, f"  and {count(len(rows) - len(shown))} more"] if len(rows) > len(shown) else lines
+    """Return rows as indented lines; the end of a long table is left out."""
+    lines = [f"  {'  '.join(cells).rstrip()}" for cells in align(rows[:_MOST_TABLE_ROWS])]
+    return [*lines, f"  and {count(len(rows) - len(lines))} more"] if len(rows) > len(lines) else lines

@@ -10,6 +10,7 @@ import click
 
 from cortex_dask.cli import options
 from cortex_dask.cli.output import json_text, warning
+from cortex_dask.formatting import moment, plural, table
 
 if TYPE_CHECKING:
     from cortex_dask.deployments import DeployedApi
@@ -98,7 +99,7 @@ def delete(api: str, job_id: str | None, keep_cache: bool, yes: bool, env: str |
     if running and not yes:
         _confirm(api, len(running))
     client.delete(api, keep_cache)
-    stopped = f", and stopped {len(running)} job{'' if len(running) == 1 else 's'}" if running else ""
+    stopped = f", and stopped {plural(len(running), 'job')}" if running else ""
     click.echo(f"deleted {api}{stopped}")
 
 
@@ -122,7 +123,6 @@ def mask_env(document: dict[str, Any]) -> dict[str, Any]:
 
 def api_table(apis: Sequence[DeployedApi], jobs: Sequence[dict[str, Any]]) -> str:
     """Return one line for each deployed API, with the numbers of its jobs from all status documents."""
-    from cortex_dask.formatting import moment
     from cortex_dask.io.job.status import FINAL_STATUSES
 
     rows = [["API", "VERSION", "UPDATED", "JOBS", "RUNNING"]]
@@ -130,16 +130,11 @@ def api_table(apis: Sequence[DeployedApi], jobs: Sequence[dict[str, Any]]) -> st
         statuses = [job["status"] for job in jobs if job["api_name"] == api.name]
         running = sum(status not in FINAL_STATUSES for status in statuses)
         rows.append([api.name, api.api_id, moment(api.updated_time), str(len(statuses)), str(running)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return table(rows)
 
 
 def api_summary(document: dict[str, Any], *, verbose: bool) -> str:
     """Return the facts about one deployed API, without its jobs."""
-    from cortex_dask.formatting import moment
-
     spec = mask_env(document)["spec"]
     versions = document["api_versions"]
     lines = [

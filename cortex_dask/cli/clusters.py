@@ -10,6 +10,7 @@ import click
 
 from cortex_dask.cli import options
 from cortex_dask.cli.output import json_text, warning
+from cortex_dask.formatting import duration, table
 
 if TYPE_CHECKING:
     from cortex_dask.clusters.records import RunningCluster
@@ -69,14 +70,9 @@ def gc(dry_run: bool, env: str | None, output_format: str) -> None:
 
 
 def _table(found: Sequence[RunningCluster]) -> str:
-    from cortex_dask.formatting import duration
-
     rows = [("CLUSTER", "BACKEND", "WHERE", "API", "JOB", "STATUS", "AGE")]
     for cluster in found:
         age = "-" if cluster.created_time is None else duration(max(time.time() - cluster.created_time, 0))
         job = (cluster.api_name or "-", cluster.job_id or "-", cluster.status or "unknown here")
         rows.append((cluster.name, cluster.backend, cluster.where, *job, age))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return table(rows)

@@ -10,6 +10,7 @@ import click
 
 from cortex_dask.cli import options
 from cortex_dask.cli.output import json_text
+from cortex_dask.formatting import table
 
 # Commands import our modules when they run, so that --help and completion start quickly.
 
@@ -60,9 +61,7 @@ def list_(output_format: str) -> None:
         return
     rows = [["", "NAME", "STORE", "CLUSTER"]]
     rows += [["*" if item.is_default else "", item.name, _without_password(item.store), item.cluster] for item in found]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(table(rows))
 
 
 @env.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cortex_dask.cli.exit_codes import exit_code
+from cortex_dask.formatting import align, count, duration, moment
 
 if TYPE_CHECKING:
     from cortex_dask.display import Display
@@ -68,7 +69,6 @@ def finish_job(job: Job, display: Display, output_format: str) -> NoReturn:
 
 def job_table(documents: Sequence[dict[str, Any]]) -> str:
     """Return one line for each job: API, job, status, batches, failed, rows, started, took."""
-    from cortex_dask.formatting import count, duration, moment
     from cortex_dask.io.job.status import Progress
 
     rows = [["API", "JOB", "STATUS", "BATCHES", "FAILED", "ROWS", "STARTED", "TOOK"]]
@@ -86,11 +86,7 @@ def job_table(documents: Sequence[dict[str, Any]]) -> str:
                 duration(progress.seconds),
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for number, row in enumerate(rows):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        if number:
-            cells[2] = click.style(cells[2], fg=_COLOURS.get(row[2], "red"))
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    heading, *lines = align(rows)
+    for cells in lines:
+        cells[2] = click.style(cells[2], fg=_COLOURS.get(cells[2].rstrip(), "red"))
+    return "\n".join("  ".join(cells).rstrip() for cells in (heading, *lines))

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from cortex_dask import display, formatting
+from cortex_dask import display
 from cortex_dask.display import PlainDisplay, SilentDisplay, TerminalDisplay, choose
 
 
@@ -34,21 +34,6 @@ def document(status="running", done=0, total=40, **changes):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.04, "0.0 s"),
-        (9.94, "9.9 s"),
-        (59.7, "1 min 0 s"),
-        (3599, "59 min 59 s"),
-        (86400 * 2 + 3600, "2 d 1 h"),
-        (None, "-"),
-    ],
-)
-def test_durations_are_said_as_people_say_them(seconds, words):
-    assert formatting.duration(seconds) == words
 
 
 class TestPlainDisplay:
