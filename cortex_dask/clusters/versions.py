@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import socket
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from cortex_dask import __version__
 from cortex_dask.errors import ClusterError, CortexDaskError
+from cortex_dask.formatting import table
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.runtime.timeout import call_with_timeout
@@ -131,7 +133,7 @@ def _prefix(text: str | None, parts: int | None) -> list[str]:
     return (text or "").split(".")[:parts]
 
 
-def table(hosts: Sequence[Host]) -> str:
+def version_table(hosts: Sequence[Host]) -> str:
     """Return the versions as a table, with one line for all workers that are alike."""
     alike: dict[tuple[str, tuple[str | None, ...]], list[str]] = {}
     for host in hosts:
@@ -140,9 +142,7 @@ def table(hosts: Sequence[Host]) -> str:
     for (role, versions), names in alike.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         rows.append([f"{role} {names[0]}{more}", *("missing" if text is None else text or "?" for text in versions)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(f"  {line}" for line in lines)
+    return textwrap.indent(table(rows), "  ")
 
 
 # on a cluster ---------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def check(client: Client, settings: JobSettings, job_url: str, *, scheduler_read
     if found.broken:
         raise ClusterError(
             f"the versions on the cluster do not fit, so nothing was sent to it: {'; '.join(found.broken)}. "
-            "Use the same environment, or the same image, everywhere:\n" + table(hosts)
+            "Use the same environment, or the same image, everywhere:\n" + version_table(hosts)
         )
     if found.different:
         _log.warning("versions differ on the cluster: %s", "; ".join(found.different))

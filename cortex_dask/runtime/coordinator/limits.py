@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 
+from cortex_dask.formatting import plural
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.settings import LimitSettings
 from cortex_dask.runtime.coordinator.heartbeat import Heartbeat
@@ -68,10 +69,10 @@ class Limits:
             # Who resumes a job that was stopped for its failures knows them: from then on, only new ones count.
             known = self._failed_before if self._failed_before > bound else 0
             if self._totals.failed_batches - known > bound:
+                failed = plural(self._totals.failed_batches, "batch", "batches")
                 raise Ended(
                     "worker error",
-                    f"stopped early: {_batches(self._totals.failed_batches)} failed for good, "
-                    f"max_failed_batches allows {bound:g}",
+                    f"stopped early: {failed} failed for good, max_failed_batches allows {bound:g}",
                 )
 
     def check_stop(self) -> None:
@@ -100,7 +101,3 @@ class Limits:
     def _check_overtaken(self) -> None:
         if self._heartbeat.overtaken is not None:
             raise Overtaken(self._heartbeat.overtaken)
-
-
-def _batches(number: int) -> str:
-    return "1 batch" if number == 1 else f"{number} batches"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cortex_dask.clusters.versions import Host, compare, here, needed_versions, own_mismatch, table
+from cortex_dask.clusters.versions import Host, compare, here, needed_versions, own_mismatch, version_table
 from cortex_dask.io.job.settings import HandlerSettings, JobSettings
 from cortex_dask.io.job.splits import DatasetInput
 
@@ -101,7 +101,7 @@ def test_the_table_has_a_line_for_all_that_are_alike() -> None:
     workers = [Host("worker", f"tcp://10.0.0.{number}:1", OURS) for number in range(20)]
     odd = Host("worker", "tcp://10.0.0.99:1", {**OURS, "cortex_dask": None})
 
-    lines = table([*hosts("scheduler"), *workers[1:], odd]).splitlines()
+    lines = version_table([*hosts("scheduler"), *workers[1:], odd]).splitlines()
 
     assert len({len(line) for line in lines[1:3]}) == 1
     assert [line.split()[0] for line in lines[1:]] == ["client", "worker", "scheduler", "worker"]
