@@ -206,8 +206,8 @@ class JobSlots:
         None where the lists of dependencies are empty. What went wrong once is not tried again in this job.
         """
         from cortex_dask.runtime.worker.dependencies import Dependencies
-        from cortex_dask.runtime.worker.installation import AbandonedError
-        from cortex_dask.runtime.worker.virtual_environment import obtain  # most projects have none
+        from cortex_dask.runtime.worker.installation import InstallationCancelledError
+        from cortex_dask.runtime.worker.virtual_environment import ensure_interpreter  # most projects have none
 
         with self._installing:
             if self._interpreter_error is not None:
@@ -220,8 +220,8 @@ class JobSlots:
                 names: dict[str, str] = self.settings.handler.extra["dependencies"]
                 try:
                     dependencies = Dependencies(directory, digest, **names)
-                    self._interpreter = obtain(dependencies, environment, slot.log, lambda: self.is_ending)
-                except AbandonedError:
+                    self._interpreter = ensure_interpreter(dependencies, environment, slot.log, lambda: self.is_ending)
+                except InstallationCancelledError:
                     raise NoProcessError from None
                 except CortexDaskError as error:
                     slot.log("ERROR", str(error))

@@ -20,10 +20,10 @@ import psutil
 import pytest
 
 from cortex_dask.io.cache import prune
-from cortex_dask.runtime.worker import slots, virtual_environment
+from cortex_dask.runtime.worker import slots
 from cortex_dask.runtime.worker.dependencies import Dependencies, DependencyError, mask
-from cortex_dask.runtime.worker.installation import AbandonedError, Installer
-from cortex_dask.runtime.worker.virtual_environment import Interpreter, obtain
+from cortex_dask.runtime.worker.installation import InstallationCancelledError, Installer
+from cortex_dask.runtime.worker.virtual_environment import Interpreter, ensure_interpreter, find_uv
 from tests.support.jobs import TestJob, make_job
 from tests.support.packages import write_wheel
 from tests.support.waiting import lives, until
@@ -50,8 +50,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def without_uv(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens on a host without uv: venv and pip."""
-    monkeypatch.setattr(virtual_environment, "_uv", lambda variables: None)
+    """A host where pip is configured, and so used instead of uv."""
+    monkeypatch.setenv("PIP_PREFER_BINARY", "1")
+
+
+@pytest.fixture
+def unconfigured_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host where pip is not configured."""
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
 
 
 @dataclass
@@ -82,7 +90,7 @@ class Project:
         self.logged.append(message)
 
     def obtain(self, abandoned: Callable[[], bool] = lambda: False) -> Interpreter:
-        interpreter = obtain(self.dependencies, os.environ, self.log, abandoned)
+        interpreter = ensure_interpreter(self.dependencies, os.environ, self.log, abandoned)
         assert interpreter is not None
         return interpreter
 
@@ -164,7 +172,7 @@ def test_lists_with_nothing_in_them_need_no_interpreter(project: Project) -> Non
     assert project.dependencies.needed() is None
     project.write(requirements_txt="# nothing\n\n", **{"conda-packages_txt": "# nothing\n"})
     assert project.dependencies.needed() is None
-    assert obtain(project.dependencies, {}, project.log, lambda: False) is None
+    assert ensure_interpreter(project.dependencies, {}, project.log, lambda: False) is None
     assert project.logged == []
 
 
@@ -193,39 +201,43 @@ def test_credentials_are_masked() -> None:
 
 
 @pytest.fixture
-def steps(project: Project) -> Installer:
+def installer(project: Project) -> Installer:
     return Installer(str(project.folder), project.log, lambda: False, ("hunter2",))
 
 
-def test_a_step_logs_what_it_writes(project: Project, steps: Installer) -> None:
-    steps.run("a step", ["bash", "-c", "pwd; echo err >&2; printf '1%%\\r2%%\\n'; printf 'hunter2 \\xff'"], os.environ)
+def test_a_step_logs_what_it_writes(project: Project, installer: Installer) -> None:
+    installer.run_program(
+        "a step", ["bash", "-c", "pwd; echo err >&2; printf '1%%\\r2%%\\n'; printf 'hunter2 \\xff'"], os.environ
+    )
     *lines, last = project.logged
     assert lines == [str(project.folder), "err", "2%", "*** \\xff"]
     assert last.startswith("a step took 0.")
 
 
-def test_a_step_that_fails_says_how(steps: Installer) -> None:
+def test_a_step_that_fails_says_how(installer: Installer) -> None:
     with pytest.raises(DependencyError) as caught:
-        steps.run("a step", ["bash", "-c", "for n in {1..40}; do echo line $n hunter2; done; exit 7"], os.environ)
+        installer.run_program(
+            "a step", ["bash", "-c", "for n in {1..40}; do echo line $n hunter2; done; exit 7"], os.environ
+        )
     message = str(caught.value)
     assert message.startswith("a step exited with code 7 after 0.")
     assert message.endswith("it wrote last:\n" + "\n".join(f"  line {n} ***" for n in range(29, 41)))
     with pytest.raises(DependencyError, match=r"a step was killed by SIGKILL .*; it wrote nothing"):
-        steps.run("a step", ["bash", "-c", "kill -9 $$"], os.environ)
+        installer.run_program("a step", ["bash", "-c", "kill -9 $$"], os.environ)
     with pytest.raises(DependencyError, match="a step: no-such-program is not installed"):
-        steps.run("a step", ["no-such-program"], os.environ)
+        installer.run_program("a step", ["no-such-program"], os.environ)
 
 
-def test_a_step_ends_although_what_it_started_goes_on(project: Project, steps: Installer) -> None:
-    steps.run("a step", ["bash", "-c", "sleep 60 & echo $!"], os.environ)
+def test_a_step_ends_although_what_it_started_goes_on(project: Project, installer: Installer) -> None:
+    installer.run_program("a step", ["bash", "-c", "sleep 60 & echo $!"], os.environ)
     sleeper = psutil.Process(int(project.logged[0]))
     sleeper.kill()
-    assert steps.taken["a step"] < 10
+    assert installer.durations["a step"] < 10
 
 
 def test_an_abandoned_step_ends_with_all_that_it_started(project: Project) -> None:
     over = threading.Event()
-    steps = Installer(str(project.folder), project.log, over.is_set)
+    installer = Installer(str(project.folder), project.log, over.is_set)
     stubborn = "trap '' TERM; sleep 60 & echo $!; wait; wait; sleep 60"
 
     def abandon() -> None:
@@ -234,13 +246,13 @@ def test_an_abandoned_step_ends_with_all_that_it_started(project: Project) -> No
 
     threading.Thread(target=abandon).start()
     began = time.monotonic()
-    with pytest.raises(AbandonedError):
-        steps.run("a step", ["bash", "-c", stubborn], os.environ)
+    with pytest.raises(InstallationCancelledError):
+        installer.run_program("a step", ["bash", "-c", stubborn], os.environ)
     assert time.monotonic() - began < 5
     sleeper = int(project.logged[0])
     until(lambda: not lives(sleeper), "what the step started to end")
-    with pytest.raises(AbandonedError):
-        steps.run("another", ["touch", "never"], os.environ)
+    with pytest.raises(InstallationCancelledError):
+        installer.run_program("another", ["touch", "never"], os.environ)
     assert not (project.folder / "never").exists()
 
 
@@ -256,8 +268,10 @@ def test_its_packages_lie_on_top_of_the_workers(
 ) -> None:
     if tool == "pip":
         request.getfixturevalue("without_uv")
-    elif virtual_environment._uv(os.environ) is None:
-        pytest.skip("uv is not installed")
+    else:
+        request.getfixturevalue("unconfigured_pip")
+        if find_uv(os.environ) is None:
+            pytest.skip("uv is not installed")
     project.write(requirements_txt=f"--no-index\n--find-links {wheels}\ntinypkg==1.0\niniconfig==99.0\npandas\n")
     interpreter = project.obtain()
     inside, own, worker = run(interpreter, _WHERE).split()
@@ -285,28 +299,56 @@ def test_a_module_of_the_project_does_not_break_pip(project: Project, wheels: Pa
     assert run(project.obtain(), "import tinypkg; print(tinypkg.VERSION)") == "2.0"
 
 
-def test_uv_takes_packages_from_where_pip_does(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def failing_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unconfigured_pip: None) -> None:
+    """A program called uv that shows that it was used."""
+    program = tmp_path / "uv-programs" / "uv"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho this is uv\nexit 9\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("cache", "failing_uv")
+@pytest.mark.parametrize("place", ["PIP_CONFIG_FILE", "XDG_CONFIG_HOME", "HOME"])
+def test_a_configuration_file_of_pip_says_where_packages_come_from(
+    place: str, project: Project, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
-        monkeypatch.delenv(name)
-    (tmp_path / "pip.conf").write_text(
-        "[global]\nindex-url = https://one/\nextra-index-url =\n  https://a/\n  https://b/\n"
-    )
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
-    monkeypatch.setenv("PIP_FIND_LINKS", "x y")
-    making = virtual_environment._Making(
-        tmp_path / "env", project.dependencies, os.environ, Installer("", project.log, bool), 0
-    )
-    variables = making._uv_variables()
-    names = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_FIND_LINKS")
-    assert [variables[name] for name in names] == ["https://one/", "https://a/ https://b/", "x,y"]
-    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://mine/")
-    making = virtual_environment._Making(
-        tmp_path / "env", project.dependencies, os.environ, Installer("", project.log, bool), 0
-    )
-    assert making._uv_variables()["UV_DEFAULT_INDEX"] == "https://mine/"
-    assert "UV_INDEX" not in making._uv_variables()
+    folders = {"PIP_CONFIG_FILE": "", "XDG_CONFIG_HOME": "pip", "HOME": ".pip"}
+    file = tmp_path / "configuration" / folders[place] / "pip.conf"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"[global]\nno-index = true\nfind-links = {wheels}\n")
+    monkeypatch.delenv("PIP_CONFIG_FILE")
+    monkeypatch.setenv(place, str(file if place == "PIP_CONFIG_FILE" else tmp_path / "configuration"))
+    project.write(requirements_txt="tinypkg\n")
+    assert run(project.obtain(), "import tinypkg; print(tinypkg.VERSION)") == "2.0"
+
+
+@pytest.mark.usefixtures("cache", "failing_uv")
+def test_a_variable_of_pip_says_where_packages_come_from(
+    project: Project, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    project.write(requirements_txt="tinypkg\n")
+    assert run(project.obtain(), "import tinypkg; print(tinypkg.VERSION)") == "2.0"
+
+
+@pytest.mark.usefixtures("cache", "failing_uv")
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"PIP_NO_CACHE_DIR": "1"}, {"PIP_INDEX_URL": "https://pip/", "UV_DEFAULT_INDEX": "https://uv/"}],
+    ids=["nothing", "a harmless setting of pip", "both are configured"],
+)
+def test_uv_installs_where_it_is_configured_or_pip_is_not(
+    variables: dict[str, str], project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    project.write(requirements_txt="tinypkg\n")
+    with pytest.raises(DependencyError, match=r"uv pip install -r requirements\.txt exited with code 9"):
+        project.obtain()
+    assert "this is uv" in project.logged
 
 
 @pytest.mark.usefixtures("cache")
@@ -419,9 +461,10 @@ def test_conda_packages_without_conda(project: Project, monkeypatch: pytest.Monk
 _MAKER = """
 import os, sys
 from cortex_dask.runtime.worker.dependencies import Dependencies
-from cortex_dask.runtime.worker.virtual_environment import obtain
+from cortex_dask.runtime.worker.virtual_environment import ensure_interpreter
 say = lambda level, message, **extra: print(message, flush=True)
-print(obtain(Dependencies(sys.argv[1], "0" * 64, shell="dependencies.sh"), os.environ, say, lambda: False).folder)
+dependencies = Dependencies(sys.argv[1], "0" * 64, shell="dependencies.sh")
+print(ensure_interpreter(dependencies, os.environ, say, lambda: False).folder)
 """
 
 
@@ -483,7 +526,7 @@ def test_a_process_that_waits_can_give_up(project: Project) -> None:
     first = maker(project)
     until((project.folder / "here").exists, "the script to run")
     began = time.monotonic()
-    with pytest.raises(AbandonedError):
+    with pytest.raises(InstallationCancelledError):
         project.obtain(lambda: time.monotonic() > began + 0.3)
     (project.folder / "go").touch()
     first.communicate(timeout=30)
