@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cortex_dask.errors import SpecError
-from cortex_dask.formatting import nearest, shown
+from cortex_dask.formatting import did_you_mean, shown
 from cortex_dask.io.job.settings import JobSettings
 
 #: Set in a runner's pod: its namespace.
@@ -93,10 +93,8 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     known = sorted((*_TEXT_OPTIONS, *_DURATION_OPTIONS))
     for name, value in options.items():
         if name not in known:
-            near = nearest(name, known)
-            hint = f"did you mean {near}? " if near else ""
             raise SpecError(
-                f"cluster option {name}: unknown for kubernetes; {hint}known options are {', '.join(known)}; what "
+                f"cluster option {name}: unknown for kubernetes; {did_you_mean(name, known)}known options are {', '.join(known)}; what "
                 "pods need besides stands in cortex.yaml under kubernetes:"
             )
         if name in _TEXT_OPTIONS and (not isinstance(value, str) or not value):
