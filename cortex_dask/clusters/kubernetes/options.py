@@ -94,8 +94,8 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         if name not in known:
             raise SpecError(
-                f"cluster option {name}: unknown for kubernetes; {did_you_mean(name, known)}known options are {', '.join(known)}; what "
-                "pods need besides stands in cortex.yaml under kubernetes:"
+                f"cluster option {name}: unknown for kubernetes; {did_you_mean(name, known)}known options are "
+                f"{', '.join(known)}; what pods need besides stands in cortex.yaml under kubernetes:"
             )
         if name in _TEXT_OPTIONS and (not isinstance(value, str) or not value):
             raise SpecError(f"cluster option {name}: found {shown(value)}; allowed is text")
