@@ -1,4 +1,4 @@
-"""Metrics that a handler pushes: added up in its process, handed on with a split's record, merged for the job.
+"""Metrics that a handler pushes: added up in its process, sent with a split's record, merged for the job.
 
     class Handler:
         def __init__(self, config, metrics_client):
@@ -19,8 +19,6 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
-__all__ = ["MetricsClient", "Totals", "coarse_buckets", "describe", "merge", "quantile"]
-
 _FORBIDDEN = ("cortex_", "istio_")
 _MOST_SERIES = 10_000  # different names and tags of one split; a tag with a row's id in it must not fill the memory
 _COARSE = 14  # buckets that are shown as one: 1.05 to the power of 14 is about 2
@@ -31,7 +29,7 @@ _Key = tuple[str, str, tuple[tuple[str, str], ...]]
 
 
 class MetricsClient:
-    """What a handler that declares ``metrics_client`` gets; its methods may be called from any thread.
+    """The ``metrics_client`` of a handler; its methods may be called from any thread.
 
     A name may not start with ``cortex_`` or ``istio_``. Tags are labels with text as values.
     """
@@ -43,7 +41,7 @@ class MetricsClient:
     def increment(self, metric: str, value: float = 1, tags: Mapping[str, str] | None = None) -> None:
         """Add to a counter."""
         value = _number(metric, value)
-        series = self._of("counter", metric, tags, {"value": 0})
+        series = self._find_series("counter", metric, tags, {"value": 0})
         if series is not None:
             with self._lock:
                 series["value"] += value
@@ -51,7 +49,7 @@ class MetricsClient:
     def gauge(self, metric: str, value: float, tags: Mapping[str, str] | None = None) -> None:
         """Set the current value of something."""
         value = _number(metric, value)
-        series = self._of("gauge", metric, tags, {"value": 0, "time": 0})
+        series = self._find_series("gauge", metric, tags, {"value": 0, "time": 0})
         if series is not None:
             with self._lock:
                 series["value"], series["time"] = value, time.time()
@@ -60,7 +58,7 @@ class MetricsClient:
         """Add a value to a distribution."""
         empty = {"count": 0, "sum": 0, "min": math.inf, "max": -math.inf, "buckets": {}}
         value = _number(metric, value)
-        series = self._of("histogram", metric, tags, empty)
+        series = self._find_series("histogram", metric, tags, empty)
         if series is not None:
             with self._lock:
                 series["count"] += 1
@@ -76,12 +74,12 @@ class MetricsClient:
         return series
 
     def restore(self, series: list[Series]) -> None:
-        """Put back what :meth:`collect` returned, beside what has been pushed since."""
+        """Put collected series back, merged with what has been pushed since."""
         with self._lock:
             merged = merge([series, list(self._series.values())])
             self._series = {_key(item): item for item in merged}
 
-    def _of(self, kind: str, metric: str, tags: Mapping[str, str] | None, empty: Series) -> Series | None:
+    def _find_series(self, kind: str, metric: str, tags: Mapping[str, str] | None, empty: Series) -> Series | None:
         if metric.startswith(_FORBIDDEN):
             raise ValueError(f"metric {metric!r}: names that start with cortex_ or istio_ are reserved, choose another")
         labels = tuple(sorted((str(key), str(item)) for key, item in tags.items())) if tags else ()
@@ -94,24 +92,17 @@ class MetricsClient:
 
 
 class Totals:
-    """What several splits pushed, added up: counters are summed, the latest gauge stands, distributions are joined.
+    """The metrics of several splits: counters added up, the latest value of each gauge, distributions joined.
 
     It may be used from many threads.
-
-    Attributes
-    ----------
-    version : int
-        Grows whenever something is added.
-    dropped : int
-        How many series were left out because there were too many.
     """
 
     def __init__(self, most: int | None = _MOST_SERIES) -> None:
         self._most = most
         self._series: dict[_Key, Series] = {}
         self._lock = threading.Lock()
-        self.version = 0
-        self.dropped = 0
+        self.version = 0  # grows with each series that is added
+        self.dropped = 0  # series that were left out because there were too many
 
     def add(self, series: Iterable[Series]) -> None:
         """Add what was collected."""

@@ -1,4 +1,4 @@
-"""What a project wants to have installed: its requirements, conda packages and script, read but not yet run."""
+"""A project's dependency files: its requirements, conda packages and script, read but not yet run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CREDENTIALS = re.compile(r"//[^/\s]+@")
 
 
 class DependencyError(CortexDaskError):
-    """What a project wants installed is malformed, or cannot be installed here."""
+    """A project's dependencies are malformed, or cannot be installed here."""
 
 
 def mask(text: str, secrets: tuple[str, ...] = ()) -> str:
@@ -36,14 +36,14 @@ def mask(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def worker_libraries() -> list[str]:
-    """Return the folders that this interpreter has its installed packages in, in the order of its import path."""
+    """Return the folders of this interpreter's installed packages, in the order of its import path."""
     names = ("site-packages", "dist-packages")
     return [entry for entry in dict.fromkeys(sys.path) if Path(entry).name in names and Path(entry).is_dir()]
 
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """The files of an unpacked project that say what to install; each a path relative to the project."""
+    """The dependency files of an unpacked project, as paths relative to it."""
 
     directory: str
     project: str  # the archive's hash
@@ -52,7 +52,7 @@ class Dependencies:
     pip: str | None = None  # last
 
     def needed(self) -> Dependencies | None:
-        """Return the dependencies without the lists that are empty; None if nothing is left."""
+        """Return the dependencies without empty files; None if nothing is left."""
         pip = self.pip if self.pip is not None and any(self._requirements(self.pip)) else None
         conda = self.conda if self.conda is not None and self.conda_packages() else None
         if self.shell is None and conda is None and pip is None:
@@ -60,12 +60,9 @@ class Dependencies:
         return Dependencies(self.directory, self.project, self.shell, conda, pip)
 
     def key(self, environment: Mapping[str, str]) -> str:
-        """Return the name of the environment: what is to be installed, and on top of what.
+        """Return the name of the environment: a hash of what is installed, and on top of what.
 
-        Parameters
-        ----------
-        environment : mapping
-            The variables that the lines of the requirements may refer to.
+        Lines of the requirements may refer to variables of ``environment``.
         """
         facts: list[object] = [_FORMAT, sys.version, platform.machine(), sysconfig.get_platform()]
         facts += [sys.prefix, sys.base_prefix, _installed()]
@@ -79,7 +76,7 @@ class Dependencies:
         if self.conda is not None:
             facts.append(["conda", self.conda_packages()])
         if self.shell is not None:
-            # It may read and write any file of the project, and change the host, so it is run once for each of both.
+            # It may use any file of the project and change the host, so it runs once for each project and host.
             facts.append(["shell", self._read(self.shell), socket.gethostname(), Path(self.directory).stat().st_ino])
         if local or self.shell is not None:
             facts.append(self.project)
@@ -88,10 +85,7 @@ class Dependencies:
     def conda_packages(self) -> list[str]:
         """Return the conda packages, as conda takes them on its command line.
 
-        Raises
-        ------
-        DependencyError
-            If a line is malformed, or asks for another Python version than the worker's.
+        Raises :class:`DependencyError` for a malformed line, and for another Python version than the worker's.
         """
         assert self.conda is not None
         packages = []
@@ -116,7 +110,7 @@ class Dependencies:
             raise DependencyError(f"{name} of the project cannot be read: {error.strerror}") from None
 
     def _requirements(self, name: str, seen: frozenset[str] = frozenset()) -> Iterator[str]:
-        """Return the lines of a requirements file that say something, and those of the files that it includes."""
+        """Return the lines of a requirements file, and of files that it includes, without comments and blank lines."""
         text = re.sub(r"\\\r?\n", "", self._read(name))
         for line in text.splitlines():
             content = re.sub(r"(^|\s)#.*", "", line).strip()
@@ -141,7 +135,7 @@ class Dependencies:
 
 
 def _installed() -> list[str]:
-    """Return names and versions of the worker's packages: requirements that they meet are not installed again."""
+    """Return names and versions of the worker's packages, which are not installed again."""
     endings = (".dist-info", ".egg-info")
     found = (name for library in worker_libraries() for name in os.listdir(library))  # noqa: PTH208 - names only
     return sorted(name for name in found if name.endswith(endings))

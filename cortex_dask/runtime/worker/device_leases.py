@@ -1,10 +1,10 @@
-"""Leases of devices among all Dask workers of a host, so that no two of their slots are given the same one by mistake.
+"""Leases of devices: no two slots of a host's Dask workers are given the same device by mistake.
 
 A lease is a small file that its holder keeps locked (``flock``). The kernel drops the lock when the last process that
 holds it ends, however it ends: the Dask worker, and the handler process that inherits it and may outlive the worker
-for a moment, with the device's memory still in use. Whoever looks for a device counts the locked files, and removes
-the others. The files lie in the temporary directory and are named by the devices' keys; containers that share the
-directory but not the devices have different keys.
+for a moment, with the device's memory still in use. A worker that looks for a device counts the locked files and
+removes the others. The files lie in the temporary directory and are named by the devices' keys; containers that share
+the directory but not the devices have different keys.
 """
 
 from __future__ import annotations
@@ -29,29 +29,19 @@ from cortex_dask.runtime.worker.devices import Device, DeviceError, Devices, nee
 #: there are more slots than the devices suffice for.
 WAIT_SECONDS = 60.0
 _POLL = 0.2
-_MUTEX = "leasing.lock"
+_LOCK_FILE = "leasing.lock"
 
 
 @dataclass(slots=True)
 class DeviceLease:
-    """Some devices, or a share of one, until they are released.
-
-    Attributes
-    ----------
-    devices : tuple of Device
-        The devices.
-    descriptors : tuple of int
-        The locked files: a process that inherits them holds the lease as well.
-    paths : tuple of Path
-        Where those lie.
-    """
+    """Some devices, or a share of one, until they are released."""
 
     devices: tuple[Device, ...]
-    descriptors: tuple[int, ...]
-    paths: tuple[Path, ...]
+    descriptors: tuple[int, ...]  # of the locked files: a process that inherits them holds the lease as well
+    paths: tuple[Path, ...]  # of the locked files
 
     def release(self) -> None:
-        """Give the devices back, also for those that have inherited the lease."""
+        """Give the devices back, also for processes that have inherited the lease."""
         for path, descriptor in zip(self.paths, self.descriptors, strict=True):
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -61,24 +51,10 @@ class DeviceLease:
 
 
 def acquire(devices: Devices, amount: float, folder: Path | None = None) -> DeviceLease | None:
-    """Lease devices; returns None when not so many are free at this moment.
+    """Lease devices, or the n-th part of one for 1/n; returns None if too few are free at this moment.
 
-    A slot that takes a share of a device joins its own worker's slots first, then takes a device that nobody uses, and
-    only then one that other workers share: so a worker's share of the host stays together.
-
-    Parameters
-    ----------
-    devices : Devices
-        Those that this process may use.
-    amount : float
-        How many; 1/n: the n-th part of one.
-    folder : Path, optional
-        Where the leases of this host lie.
-
-    Raises
-    ------
-    DeviceError
-        If there are not so many.
+    A slot that takes a share of a device prefers one that its own worker shares, then a free one, then one that other
+    workers share: so a worker's share of the host stays together. Raises :class:`DeviceError` if there are too few.
     """
     count, slots = max(int(amount), 1), per_device(amount)
     if devices.found is not None and len(devices.found) < count:
@@ -87,7 +63,7 @@ def acquire(devices: Devices, amount: float, folder: Path | None = None) -> Devi
             f"{os.uname().nodename} there are {devices.describe()} for it"
         )
     root = folder or _folder()
-    with _alone(root):
+    with _host_lock(root):
         chosen = _choose(root, devices, count, Fraction(1, slots))
         if chosen is None:
             return None
@@ -103,7 +79,7 @@ def acquire(devices: Devices, amount: float, folder: Path | None = None) -> Devi
 
 
 def _choose(root: Path, devices: Devices, count: int, share: Fraction) -> list[Device] | None:
-    """Return the devices to lease; with the host's mutex held."""
+    """Return the devices to lease, or None; called with the host's lock held."""
     ranked: list[tuple[int, Device]] = []
     mine = os.getpid()
     for device in devices.found if devices.found is not None else _counted(devices):
@@ -126,7 +102,7 @@ def _counted(devices: Devices) -> Iterator[Device]:
 
 
 def _holders(root: Path, device: Device) -> list[tuple[Fraction, int]]:
-    """Return the share and the process of each lease of a device; those whose holders have ended are removed."""
+    """Return the share and the process of each lease of a device, and remove leases whose holders have ended."""
     holders: list[tuple[Fraction, int]] = []
     for path in root.glob(f"{glob.escape(_stem(device))}@*"):
         slots, pid, _ = path.name.rsplit("@", 3)[1:]
@@ -146,7 +122,7 @@ def _holders(root: Path, device: Device) -> list[tuple[Fraction, int]]:
 
 
 def _folder() -> Path:
-    """Return the folder of this host's leases: this user's own, as others could neither read nor remove them."""
+    """Return the folder of this user's leases on this host; other users could neither read nor remove them."""
     root = Path(tempfile.gettempdir(), f"cortex-dask-devices-{os.getuid()}")
     root.mkdir(mode=0o700, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
@@ -159,10 +135,10 @@ def _stem(device: Device) -> str:
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Be the only one on this host that looks for devices."""
+def _host_lock(root: Path) -> Iterator[None]:
+    """Hold the lock under which leases on this host are made and counted."""
     root.mkdir(exist_ok=True)
-    descriptor = os.open(root / _MUTEX, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(root / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -171,13 +147,7 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 class SlotDevices:
-    """The devices of one slot: leased before its first process starts, and kept until nobody uses the slot any more.
-
-    Parameters
-    ----------
-    compute : ComputeSettings
-        Says what the slot needs.
-    """
+    """The devices of one slot: leased before its first process starts, and kept while the slot is in use."""
 
     def __init__(self, compute: ComputeSettings) -> None:
         self._compute = compute
@@ -186,46 +156,33 @@ class SlotDevices:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What the slot's process inherits, so that the devices are its own until it has ended."""
+        """The descriptors that the slot's process inherits, so that the devices are leased until it has ended."""
         return tuple(descriptor for lease in self._leases for descriptor in lease.descriptors)
 
     @property
     def held(self) -> bool:
-        """Whether anything is leased."""
+        """Whether devices are leased."""
         return bool(self._leases)
 
-    def obtain(
+    def lease(
         self,
         environment: Mapping[str, str],
         log: Callable[[str, str], None],
         make_room: Callable[[], bool] | None,
-        abandoned: Callable[[], bool],
+        is_cancelled: Callable[[], bool],
     ) -> dict[str, str]:
-        """Return the variables that show the slot's devices to its process; leases them if that was not done yet.
+        """Lease the slot's devices, unless they are, and return the variables that show them to its process.
 
-        Parameters
-        ----------
-        environment : mapping
-            The worker's.
-        log : callable
-            Takes a level and a message.
-        make_room : callable, optional
-            Ends a process of this worker that has nothing to do, and returns whether there was one. None: do not wait
-            for devices either.
-        abandoned : callable
-            Whether nobody needs the devices any more; then nothing is returned and nothing is leased.
-
-        Raises
-        ------
-        DeviceError
-            If there are too few, or the others do not give them back.
+        ``environment`` is the worker's. ``make_room`` ends an idle process of this worker and returns whether there was
+        one; without it, nothing waits for devices. Nothing is leased once ``is_cancelled``. Raises
+        :class:`DeviceError` if there are too few devices, or they do not become free.
         """
-        if self._leases or abandoned():
+        if self._leases or is_cancelled():
             return self._variables
         variables: dict[str, str] = {}
         try:
             for devices, amount in needed(self._compute, environment):
-                lease = _wait_for(devices, amount, make_room, abandoned)
+                lease = _wait_for(devices, amount, make_room, is_cancelled)
                 if lease is None:
                     self.release()
                     return {}
@@ -253,9 +210,9 @@ class SlotDevices:
 
 
 def _wait_for(
-    devices: Devices, amount: float, make_room: Callable[[], bool] | None, abandoned: Callable[[], bool]
+    devices: Devices, amount: float, make_room: Callable[[], bool] | None, is_cancelled: Callable[[], bool]
 ) -> DeviceLease | None:
-    """Lease devices as soon as they are free; None when nobody needs them any more."""
+    """Lease devices as soon as they are free; returns None once the wait is cancelled."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         lease = acquire(devices, amount)
@@ -263,16 +220,16 @@ def _wait_for(
             return lease
         if make_room is not None and make_room():
             continue
-        if abandoned():
+        if is_cancelled():
             return None
         if make_room is None or time.monotonic() > deadline:
-            raise DeviceError(_taken(devices, amount))
+            raise DeviceError(_describe_holders(devices, amount))
         time.sleep(_POLL)
 
 
-def _taken(devices: Devices, amount: float) -> str:
+def _describe_holders(devices: Devices, amount: float) -> str:
     root = _folder()
-    with _alone(root):  # or a lease that is just being made would be taken for one whose holder has ended
+    with _host_lock(root):  # a lease that is just being made looks like one whose holder has ended
         pids = {pid for device in devices.found or () for _, pid in _holders(root, device)}
     who = f"process {pids.pop()}" if len(pids) == 1 else f"processes {', '.join(map(str, sorted(pids)))}"
     return (

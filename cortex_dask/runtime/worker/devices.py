@@ -1,4 +1,4 @@
-"""The accelerators that a worker may use: which there are, what they are called, and how a process is shown some.
+"""The accelerators that a worker may use: finding them, naming them, and showing some of them to a process.
 
 A GPU is known by a *name*, which goes into the variable that a handler's libraries read, and by a *key*, under which
 all workers of a host know the same device: its UUID where that can be found out, since a container, a batch system or
@@ -39,43 +39,23 @@ class DeviceError(CortexDaskError):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device.
+    """One device."""
 
-    Attributes
-    ----------
-    name : str
-        As the variable has it.
-    key : str
-        The same for all workers of a host.
-    """
-
-    name: str
-    key: str
+    name: str  # in the environment variable
+    key: str  # the same for all workers of a host
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """The devices of one kind that this process may use.
-
-    Attributes
-    ----------
-    kind : str
-        What one is called.
-    variable : str
-        The environment variable that shows some of them to a process.
-    found : tuple of Device or None
-        None: nothing says which there are, so they are counted, from 0, as slots ask for them.
-    where : str
-        What said so, for messages.
-    """
+    """The devices of one kind that this process may use."""
 
     kind: Literal["GPU", "Neuron device"]
-    variable: str
-    found: tuple[Device, ...] | None
-    where: str
+    variable: str  # the environment variable that shows some of them to a process
+    found: tuple[Device, ...] | None  # None: unknown, so they are counted from 0 as slots ask for them
+    where: str  # the source of this knowledge, for messages
 
     def counted(self, number: int) -> Device:
-        """Return a device of which nothing is known but its number."""
+        """Return the device with this number, of which nothing else is known."""
         return Device(str(number), f"{socket.gethostname()}-{number}")
 
     def environment(self, chosen: Sequence[Device]) -> dict[str, str]:
@@ -85,12 +65,12 @@ class Devices:
             return {self.variable: _ranges(_cores(names))}
         shown = {self.variable: names}
         if self.variable == "CUDA_VISIBLE_DEVICES":
-            # So that numbers mean the same as in nvidia-smi, if nobody has said what they mean.
+            # Numbers mean the same as in nvidia-smi, unless the user has chosen another order.
             shown["CUDA_DEVICE_ORDER"] = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         return shown
 
     def describe(self) -> str:
-        """Return how many there are and how that is known, for messages."""
+        """Return the number of devices and how it is known, for messages."""
         number = len(self.found or ())
         return f"{number or 'no'} {self.kind}{'' if number == 1 else 's'} ({self.where})"
 
@@ -101,7 +81,7 @@ def per_device(gpu: float) -> int:
 
 
 def capacity(compute: ComputeSettings, environment: Mapping[str, str] | None = None) -> int | None:
-    """Return how many slots this machine's devices suffice for; None where that is not limited, or not known."""
+    """Return how many slots this machine's devices suffice for; None if that is not limited or not known."""
     most: list[int] = []
     for devices, amount in needed(compute, os.environ if environment is None else environment):
         if devices.found is not None:
@@ -127,7 +107,7 @@ def check_slots(compute: ComputeSettings, slots: int, environment: Mapping[str, 
 
 
 def needed(compute: ComputeSettings, environment: Mapping[str, str]) -> list[tuple[Devices, float]]:
-    """Return what a slot needs: of which devices, and how many."""
+    """Return the kinds of devices that a slot needs, each with the number of them."""
     kinds: list[tuple[Devices, float]] = []
     if compute.gpu > 0:
         kinds.append((find_gpus(environment), compute.gpu))
@@ -142,14 +122,9 @@ def needed(compute: ComputeSettings, environment: Mapping[str, str]) -> list[tup
 def find_gpus(environment: Mapping[str, str]) -> Devices:
     """Return the GPUs that a process with this environment may use.
 
-    What the environment says comes first (``CUDA_VISIBLE_DEVICES``, ``HIP_VISIBLE_DEVICES``, ``ROCR_VISIBLE_DEVICES``),
-    then what the driver says (``nvidia-smi``, ``/proc/driver/nvidia/gpus``), then what a container was given
-    (``NVIDIA_VISIBLE_DEVICES``), then AMD's driver.
-
-    Parameters
-    ----------
-    environment : mapping
-        The worker's.
+    The first of these that names devices decides: the environment (``CUDA_VISIBLE_DEVICES``, ``HIP_VISIBLE_DEVICES``,
+    ``ROCR_VISIBLE_DEVICES``), NVIDIA's driver (``nvidia-smi``, ``/proc/driver/nvidia/gpus``), the container's runtime
+    (``NVIDIA_VISIBLE_DEVICES``), AMD's driver.
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -195,7 +170,7 @@ def _key(name: str, uuids: Mapping[str, str]) -> str:
 
 
 def _given_to_container(given: str) -> Devices:
-    """Return what the container's runtime was told to show: it numbers the devices anew, from 0."""
+    """Return the devices that the container's runtime shows, which it numbers anew from 0."""
     names = [] if given in ("none", "void") else [name.strip() for name in given.split(",") if name.strip()]
     are_uuids = all(name.startswith(("GPU-", "MIG-")) for name in names)
     host = socket.gethostname()
@@ -207,7 +182,7 @@ def _given_to_container(given: str) -> Devices:
 
 
 def _nvidia() -> tuple[list[tuple[str, str]], str] | None:
-    """Return the driver's devices as pairs of name and UUID, and who said so; None where there is no driver."""
+    """Return the driver's devices as pairs of name and UUID, and their source; None where there is no driver."""
     listed = _ask_smi()
     if listed:
         return listed, "nvidia-smi -L"
@@ -257,7 +232,7 @@ def read_smi(text: str) -> list[tuple[str, str]]:
 
 
 def _named_by_rocm(variable: str, environment: Mapping[str, str]) -> Devices:
-    """Return what ROCm's variables name; HIP counts among the devices that ROCR shows."""
+    """Return the devices that ROCm's variables name; HIP counts among the devices that ROCR shows."""
     names = _until_negative(environment[variable])
     lower = _until_negative(environment["ROCR_VISIBLE_DEVICES"]) if "ROCR_VISIBLE_DEVICES" in environment else None
     found: list[Device] = []

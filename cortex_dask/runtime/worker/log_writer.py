@@ -1,4 +1,4 @@
-"""Log lines on their way into the job directory: gathered from a worker's handler processes, stored in chunks."""
+"""The log of a job as one worker writes it: lines of its handler processes, stored in chunks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from cortex_dask.io.store.store import Store
 from cortex_dask.runtime.log_line import line
 
-_FIRST_SECONDS = 0.7  # the first lines are there within a second, for whoever looks how the job begins
+_FIRST_SECONDS = 0.7  # the first lines are stored within a second, for users who watch a job start
 _SECONDS = 4.0  # later ones within five
 _CHUNK = 4 * 1024 * 1024  # bytes: a chunk is one small object
 _LIMIT = 64 * 1024 * 1024  # bytes that may wait for a store that does not answer
@@ -21,17 +21,8 @@ _RETRY_SECONDS = 5.0
 class LogWriter:
     """The log of one job as one worker writes it: ``logs/<worker>-<start>-<number>.jsonl``.
 
-    Nothing that goes wrong with the store stops the job: lines wait in memory, and when those are too many the oldest
-    are dropped and their number is logged.
-
-    Parameters
-    ----------
-    store : Store
-        The job directory.
-    worker : str
-        The worker's name, unique among the workers of the job.
-    labels : dict
-        For the lines that this class writes itself.
+    A failure of the store does not stop the job: lines wait in memory, and when there are too many the oldest are
+    dropped and their number is logged with ``labels``. The worker's name is unique among the workers of the job.
     """
 
     def __init__(self, store: Store, worker: str, labels: dict[str, str]) -> None:
@@ -50,7 +41,7 @@ class LogWriter:
         self._thread: threading.Thread | None = None
 
     def add(self, data: bytes) -> None:
-        """Take a line in; returns at once."""
+        """Add a line; returns at once."""
         with self._condition:
             self._lines.append(data)
             self._size += len(data) + 1
@@ -59,7 +50,7 @@ class LogWriter:
                 self._dropped += 1
             if self._due is None:
                 self._due = time.monotonic() + (_SECONDS if self._number else _FIRST_SECONDS)
-                self._start()
+                self._ensure_thread()
             elif self._size >= _CHUNK and self._due > 0:
                 self._due = 0.0
                 self._condition.notify_all()
@@ -73,18 +64,18 @@ class LogWriter:
         batch_id: str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take in a line of the engine's own."""
+        """Add a line of the engine's own."""
         self.add(line(level, message, labels, batch_id=batch_id, extra=extra))
 
-    def hasten(self) -> None:
-        """Store soon what is there (a split ended): at once, unless a chunk was stored within the last second."""
+    def flush_soon(self) -> None:
+        """Store the waiting lines now, or a second after the last chunk was stored."""
         with self._condition:
             if self._due is not None and self._due > 0:
                 self._due = min(self._due, max(self._last + 1.0, time.monotonic()))
                 self._condition.notify_all()
 
     def close(self, timeout: float = 10.0) -> None:
-        """Store what is there and end; lines that come later are stored by a new thread."""
+        """Store the waiting lines and end the thread; a later line starts a new one."""
         deadline = time.monotonic() + timeout
         with self._condition:
             thread = self._thread
@@ -95,15 +86,15 @@ class LogWriter:
         with self._condition:
             self._closing = False
 
-    def _start(self) -> None:
-        """Have a thread that stores; with the lock held."""
+    def _ensure_thread(self) -> None:
+        """Start or wake the thread that stores lines; called with the lock held."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="cortex-dask-logs", daemon=True)
+            self._thread = threading.Thread(target=self._store_chunks, name="cortex-dask-logs", daemon=True)
             self._thread.start()
         else:
             self._condition.notify_all()
 
-    def _run(self) -> None:
+    def _store_chunks(self) -> None:
         while True:
             with self._condition:
                 while not self._closing and (self._due is None or time.monotonic() < self._due):
@@ -118,7 +109,7 @@ class LogWriter:
 
     def _store_all(self, *, once: bool) -> bool:
         while True:
-            lines, dropped = self._take()
+            lines, dropped = self._pop_chunk()
             if not lines and not dropped:
                 return True
             warning = f"{dropped:,} log lines were dropped: the store took them more slowly than they were written"
@@ -136,8 +127,8 @@ class LogWriter:
                 self._number += 1
                 self._last = time.monotonic()
 
-    def _take(self) -> tuple[list[bytes], int]:
-        """Take the lines of one chunk, and how many were dropped before them."""
+    def _pop_chunk(self) -> tuple[list[bytes], int]:
+        """Return the lines of the next chunk, and how many were dropped before them."""
         with self._condition:
             lines: list[bytes] = []
             size = 0

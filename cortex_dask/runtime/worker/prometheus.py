@@ -1,8 +1,7 @@
-"""What handlers push, at the Dask worker's ``/metrics``, for Prometheus, where ``prometheus_client`` is installed.
+"""Handler metrics at the Dask worker's ``/metrics``, for Prometheus, where ``prometheus_client`` is installed.
 
 A counter ``rows_seen`` appears as ``cortex_dask_handler_rows_seen_total``, with the labels ``api_name`` and ``job_id``
-and one for each tag. It grows when a split has come to its end on this worker; what the whole job adds up to is in its
-``metrics.json``.
+and one for each tag. It grows when a split ends on this worker; the totals of the job are in its ``metrics.json``.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _lock = threading.Lock()
 _exposition: Exposition | None = None
 
 
-def feed(settings: JobSettings, series: Sequence[Series]) -> None:
-    """Show what a handler process has pushed; without ``prometheus_client`` nothing happens."""
+def expose(settings: JobSettings, series: Sequence[Series]) -> None:
+    """Add the metrics of a handler process to the worker's; does nothing without ``prometheus_client``."""
     global _exposition
     if not series:
         return
@@ -54,18 +53,18 @@ class Exposition:
         self._jobs: dict[tuple[str, str], tuple[Totals, float]] = {}
 
     def add(self, api_name: str, job_id: str, series: Sequence[Series]) -> None:
-        """Add what was pushed."""
+        """Add the series of a job."""
         with self._lock:
             totals, _ = self._jobs.get((api_name, job_id), (Totals(), 0.0))
             self._jobs[api_name, job_id] = totals, self._clock()
         totals.add(map(_renamed, series))
 
     def describe(self) -> list[Metric]:
-        """Return nothing: which metrics there will be is not known when this is registered."""
+        """Return nothing, as the metrics are not known when the collector is registered."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of this moment; called when somebody asks for ``/metrics``."""
+        """Yield the current metrics, at a request for ``/metrics``."""
         from prometheus_client import Metric
 
         families: dict[str, Metric] = {}

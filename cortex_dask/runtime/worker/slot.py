@@ -125,7 +125,7 @@ class Slot:
             self._devices = SlotDevices(self.job.settings.compute)
         # Who starts processes ahead of their splits neither waits nor takes anything from others.
         make_room = self.job.make_room if self.leased else None
-        variables = self._devices.obtain(os.environ, self.log, make_room, lambda: self.job.is_ending)
+        variables = self._devices.lease(os.environ, self.log, make_room, lambda: self.job.is_ending)
         if self.job.is_ending:
             self._devices.release()
             raise NoProcessError

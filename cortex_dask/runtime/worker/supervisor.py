@@ -136,7 +136,7 @@ class Supervision:
             alive = process_now is not None and not process_now.gone.is_set()
             if not alive:
                 self.say("failed")
-            self._job.chunks.hasten()
+            self._job.chunks.flush_soon()
 
     # what the watch asks for ------------------------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Supervision:
         )
         if self._job.shared_rows_limit is not None:
             record.extra["rows_limit"] = self._job.shared_rows_limit  # with the next splits it gets to all workers
-        prometheus.feed(self._settings, record.extra.get("metrics", ()))
+        prometheus.expose(self._settings, record.extra.get("metrics", ()))
         return Outcome("done", self.split.number, record)
 
     @property
@@ -356,10 +356,10 @@ def _complete(slot: Slot, report: Report) -> Outcome:
             case "init failed":
                 return Outcome(event["kind"], -1, message=event["message"])
             case "completed":
-                job.chunks.hasten()
+                job.chunks.flush_soon()
                 if event["metrics"]:
                     report({"type": "metrics", "metrics": event["metrics"]})
-                    prometheus.feed(job.settings, event["metrics"])
+                    prometheus.expose(job.settings, event["metrics"])
                 if event["message"]:
                     return Outcome("worker error", -1, message=event["message"])
                 with contextlib.suppress(OSError):  # the coordinator tries it as well

@@ -186,7 +186,7 @@ def test_the_end_of_a_split_hastens_the_log_but_not_too_often(tmp_path: Path) ->
     began = time.monotonic()
     while time.monotonic() - began < 0.5:
         chunks.add(line("INFO", "x", LABELS))
-        chunks.hasten()
+        chunks.flush_soon()
         time.sleep(0.002)
     assert store.writes <= 2
     chunks.close()

@@ -200,7 +200,7 @@ def test_a_slot_keeps_its_devices(slots: Callable[[float], SlotDevices]) -> None
     lines: list[str] = []
     slot = slots(1)
     for _ in range(2):
-        variables = slot.obtain(ENVIRONMENT, lambda level, message: lines.append(message), None, lambda: False)
+        variables = slot.lease(ENVIRONMENT, lambda level, message: lines.append(message), None, lambda: False)
         assert variables["CUDA_VISIBLE_DEVICES"] == "GPU-aa"
     assert lines == ["this worker's GPU: GPU-aa"]
     assert len(slot.descriptors) == 1
@@ -216,7 +216,7 @@ def test_counted_devices_are_said_to_be(
     monkeypatch.setattr("cortex_dask.runtime.worker.devices._ROOT", tmp_path)
     monkeypatch.setattr("cortex_dask.runtime.worker.devices._ask_smi", lambda: None)
     lines: list[tuple[str, str]] = []
-    shown = slots(2).obtain({}, lambda *line: lines.append(line), None, lambda: False)
+    shown = slots(2).lease({}, lambda *line: lines.append(line), None, lambda: False)
     assert shown["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert [level for level, _ in lines] == ["INFO", "WARNING"]
     assert "set CUDA_VISIBLE_DEVICES for the Dask worker" in lines[1][1]
@@ -227,9 +227,9 @@ def test_a_slot_waits_for_devices_and_then_says_who_has_them(
 ) -> None:
     monkeypatch.setattr(device_leases, "WAIT_SECONDS", 0.3)
     first, second = slots(2), slots(1)
-    first.obtain(ENVIRONMENT, print, None, lambda: False)
+    first.lease(ENVIRONMENT, print, None, lambda: False)
     with pytest.raises(DeviceError) as caught:
-        second.obtain(ENVIRONMENT, print, lambda: False, lambda: False)
+        second.lease(ENVIRONMENT, print, lambda: False, lambda: False)
     assert str(caught.value) == (
         f"a worker of this job needs 1 GPU, and on host {os.uname().nodename} the 2 GPUs (CUDA_VISIBLE_DEVICES is "
         f"'GPU-aa,GPU-bb') are leased by process {os.getpid()}: start no more workers there than its devices suffice "
@@ -238,25 +238,25 @@ def test_a_slot_waits_for_devices_and_then_says_who_has_them(
     assert not second.held
     timer = threading.Timer(0.05, first.release)
     timer.start()
-    assert second.obtain(ENVIRONMENT, print, lambda: False, lambda: False)["CUDA_VISIBLE_DEVICES"] == "GPU-aa"
+    assert second.lease(ENVIRONMENT, print, lambda: False, lambda: False)["CUDA_VISIBLE_DEVICES"] == "GPU-aa"
     timer.join()
 
 
 def test_a_slot_takes_the_devices_of_one_that_has_nothing_to_do(slots: Callable[[float], SlotDevices]) -> None:
     idle, busy = slots(2), slots(1)
-    idle.obtain(ENVIRONMENT, print, None, lambda: False)
+    idle.lease(ENVIRONMENT, print, None, lambda: False)
 
     def make_room() -> bool:
         held = idle.held
         idle.release()
         return held
 
-    assert busy.obtain(ENVIRONMENT, print, make_room, lambda: False)["CUDA_VISIBLE_DEVICES"] == "GPU-aa"
+    assert busy.lease(ENVIRONMENT, print, make_room, lambda: False)["CUDA_VISIBLE_DEVICES"] == "GPU-aa"
 
 
 def test_nobody_waits_for_a_job_that_has_ended(slots: Callable[[float], SlotDevices]) -> None:
     first, second = slots(2), slots(1)
-    first.obtain(ENVIRONMENT, print, None, lambda: False)
+    first.lease(ENVIRONMENT, print, None, lambda: False)
     answers = iter([False, True])
-    assert second.obtain(ENVIRONMENT, print, lambda: False, lambda: next(answers)) == {}
+    assert second.lease(ENVIRONMENT, print, lambda: False, lambda: next(answers)) == {}
     assert not second.held
