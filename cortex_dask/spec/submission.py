@@ -112,7 +112,7 @@ def _schema(value: Any) -> str:
     """Return a declared schema as base64 of Arrow IPC."""
     import pyarrow as pa
 
-    from cortex_dask.io.arrow.declaration import parse
+    from cortex_dask.io.arrow.declaration import parse_schema
     from cortex_dask.io.arrow.schema import encode_schema
 
     if not isinstance(value, pa.Schema):
@@ -124,7 +124,7 @@ def _schema(value: Any) -> str:
         if wrong is not None:
             raise ValueError(f"the type of {shown(wrong)} is {shown(value[wrong])}; a type is text, such as int64")
     try:
-        return encode_schema(parse(value))
+        return encode_schema(parse_schema(value))
     except SpecError as error:
         raise ValueError(str(error).removeprefix("output.schema: ")) from None
 
