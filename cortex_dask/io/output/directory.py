@@ -17,6 +17,7 @@ import contextlib
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,20 @@ _PUBLISHED = 1_000  # parts that are handed to them together
 def staging_prefix(job_id: str) -> str:
     """Return the folder in the output directory that holds a job's staged parts."""
     return f"{_STAGING}/{part_token(job_id)}"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptName:
+    """Names one attempt at a split, and the part that it stages."""
+
+    job_id: str
+    split: int
+    attempt_id: str
+
+    @property
+    def staged(self) -> str:
+        """Where the attempt writes its part, relative to the output directory."""
+        return f"{staging_prefix(self.job_id)}/{self.split:06d}-{self.attempt_id}"
 
 
 class OutputDirectory:
@@ -288,8 +303,3 @@ def _number(part: str) -> int:
 def _owner(name: str) -> str:
     parts = name.split("/")
     return parts[1] if len(parts) > 1 else ""
-
-
-def staged_name(job_id: str, split: int, attempt_id: str) -> str:
-    """Return where an attempt writes its part, relative to the output directory."""
-    return f"{staging_prefix(job_id)}/{split:06d}-{attempt_id}"

@@ -14,7 +14,7 @@ from cortex_dask.io.arrow.schema import decode_schema, encode_schema, is_settled
 from cortex_dask.io.job.settings import OutputSettings
 from cortex_dask.io.job.splits import part_name
 from cortex_dask.io.json.encoder import EncodedRows
-from cortex_dask.io.output.directory import staged_name
+from cortex_dask.io.output.directory import AttemptName
 from cortex_dask.io.store.staged_file import StagedFile
 from cortex_dask.io.store.store import Store
 from cortex_dask.runtime.handler_process.channel import Aborted, Channel
@@ -148,8 +148,8 @@ class StagedPart:
         The output directory.
     settings : OutputSettings
         The format.
-    job_id, split, attempt_id
-        Name it.
+    name : AttemptName
+        The attempt.
     cell : ProgressCell
         Counts what is written.
     threaded : bool
@@ -164,9 +164,7 @@ class StagedPart:
         self,
         store: Store,
         settings: OutputSettings,
-        job_id: str,
-        split: int,
-        attempt_id: str,
+        name: AttemptName,
         cell: ProgressCell,
         *,
         threaded: bool,
@@ -176,8 +174,8 @@ class StagedPart:
         self._store = _NotedStore(store.url)
         self._store.note = lambda path: notify({"type": "writing", "path": path})
         self._settings = settings
-        self._name = part_name(job_id, split, settings.suffix)
-        self._staged = staged_name(job_id, split, attempt_id)
+        self._name = part_name(name.job_id, name.split, settings.suffix)
+        self._staged = name.staged
         self._cell = cell
         self._threaded = threaded
         self._limit = limit

@@ -23,6 +23,7 @@ from cortex_dask.io.job.records import Cause, SplitTask
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.io.job.splits import BatchFormat, PlanHeader, Split
 from cortex_dask.io.json.encoder import EncodedRows, row_encoder
+from cortex_dask.io.output.directory import AttemptName
 from cortex_dask.io.reading import read_split
 from cortex_dask.io.store.source import UnreadableInput
 from cortex_dask.io.store.store import Store
@@ -143,7 +144,7 @@ class _Run:
         self._notify = notify
         settings = job.settings
         self._format = settings.batch_format
-        job_id, number = settings.job_id, self._split.number
+        job_id = settings.job_id
         self._attempts = Attempts(
             job.handler, settings, self._split.origin, attempt.history, job.cell, notify, attempt.guard
         )
@@ -156,9 +157,7 @@ class _Run:
             self._part = StagedPart(
                 job.output,
                 settings.output,
-                job_id,
-                number,
-                attempt.attempt_id,
+                AttemptName(job_id, self._split.number, attempt.attempt_id),
                 job.cell,
                 threaded=self._overlap,
                 limit=self._limit,

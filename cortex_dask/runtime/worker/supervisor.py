@@ -20,7 +20,7 @@ from cortex_dask.errors import CortexDaskError, JobNotFoundError
 from cortex_dask.io.job.records import Outcome, SplitRecord, SplitTask
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.io.job.splits import batch_id
-from cortex_dask.io.output.directory import staged_name
+from cortex_dask.io.output.directory import AttemptName
 from cortex_dask.io.store.store import Store
 from cortex_dask.runtime.failures import Verdict, one_line
 from cortex_dask.runtime.history import SplitHistory
@@ -332,7 +332,7 @@ class Supervision:
             output = self._settings.output
             number = self.split.number
             if output is not None:
-                Store(output.url).delete(staged_name(self._settings.job_id, number, attempt_id))
+                Store(output.url).delete(AttemptName(self._settings.job_id, number, attempt_id).staged)
             self._job.directory.store.delete(f"failures/{number:06d}-{attempt_id}.jsonl")
 
 
