@@ -18,7 +18,7 @@ import pytest
 import cortex_dask as cx
 from cortex_dask.errors import InputError, JobFailedError
 from cortex_dask.job import Job
-from cortex_dask.runtime.worker import virtual_environment
+from cortex_dask.runtime.worker.virtual_environment import find_uv
 from tests.support.packages import write_wheel
 
 SECRET = "s3cr3t-of-the-dotenv-file"
@@ -340,9 +340,12 @@ def dependent(folder: Path, files: dict[str, str], configuration: str = "") -> P
 def test_script_then_requirements_which_may_name_the_project(
     home: Path, wheels: Path, tool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     if tool == "pip":
-        monkeypatch.setattr(virtual_environment, "_uv", lambda variables: None)
-    elif virtual_environment._uv(os.environ) is None:
+        monkeypatch.setenv("PIP_PREFER_BINARY", "1")  # pip is used where it is configured
+    elif find_uv(os.environ) is None:
         pytest.skip("uv is not installed")
     setup = f"name='my-package', description='for {tool}', version='1', py_modules=['my_package']"
     folder = dependent(
@@ -356,9 +359,8 @@ def test_script_then_requirements_which_may_name_the_project(
     )
     # pip and uv build with the setuptools that is there: nothing is fetched
     yaml = folder / "cortex.yaml"
-    yaml.write_text(
-        yaml.read_text().replace("env: {", 'env: {PIP_NO_BUILD_ISOLATION: "0", UV_NO_BUILD_ISOLATION: "1", ')
-    )
+    setting = 'PIP_NO_BUILD_ISOLATION: "0"' if tool == "pip" else 'UV_NO_BUILD_ISOLATION: "1"'
+    yaml.write_text(yaml.read_text().replace("env: {", f"env: {{{setting}, "))
     found = run(folder, home / f"out-dependent-{tool}")
     assert (found["version"], found["package"]) == ("1.0", "my package")
     assert found["made"] == f"before pip in {found['cwd']}\n"
