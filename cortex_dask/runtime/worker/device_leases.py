@@ -62,7 +62,7 @@ def acquire(devices: Devices, amount: float, folder: Path | None = None) -> Devi
             f"a worker of this job needs {amount:g} {devices.kind}{'s' if amount > 1 else ''}, and on host "
             f"{os.uname().nodename} there are {devices.describe()} for it"
         )
-    root = folder or _folder()
+    root = folder or leases_folder()
     with _host_lock(root):
         chosen = _choose(root, devices, count, Fraction(1, slots))
         if chosen is None:
@@ -121,7 +121,7 @@ def _holders(root: Path, device: Device) -> list[tuple[Fraction, int]]:
     return holders
 
 
-def _folder() -> Path:
+def leases_folder() -> Path:
     """Return the folder of this user's leases on this host; other users could neither read nor remove them."""
     root = Path(tempfile.gettempdir(), f"cortex-dask-devices-{os.getuid()}")
     root.mkdir(mode=0o700, exist_ok=True)
@@ -228,7 +228,7 @@ def _wait_for(
 
 
 def _describe_holders(devices: Devices, amount: float) -> str:
-    root = _folder()
+    root = leases_folder()
     with _host_lock(root):  # a lease that is just being made looks like one whose holder has ended
         pids = {pid for device in devices.found or () for _, pid in _holders(root, device)}
     who = f"process {pids.pop()}" if len(pids) == 1 else f"processes {', '.join(map(str, sorted(pids)))}"

@@ -20,11 +20,16 @@ from typing import Literal
 from cortex_dask.errors import CortexDaskError, SpecError
 from cortex_dask.io.job.settings import ComputeSettings
 
-_ROOT = Path("/")  # of /proc, /sys and /dev
+HOST_ROOT = Path("/")  # of /proc, /sys and /dev
 
 _SMI_SECONDS = 60.0  # the driver may take several seconds for each device where nobody keeps it loaded
 #: Where nvidia-smi lies when the search path does not have it: drivers that a node mounts into containers, WSL.
-_SMI_PLACES = ("nvidia-smi", "/usr/bin/nvidia-smi", "/usr/local/nvidia/bin/nvidia-smi", "/usr/lib/wsl/lib/nvidia-smi")
+NVIDIA_SMI_PLACES = (
+    "nvidia-smi",
+    "/usr/bin/nvidia-smi",
+    "/usr/local/nvidia/bin/nvidia-smi",
+    "/usr/lib/wsl/lib/nvidia-smi",
+)
 
 #: ``GPU 0: NVIDIA A100 (UUID: GPU-…)`` and, indented below it, ``MIG 1g.5gb Device 0: (UUID: MIG-…)``.
 _SMI_GPU = re.compile(r"GPU (\d+):.*\(UUID: (GPU-[^)\s]+)\)")
@@ -183,11 +188,11 @@ def _given_to_container(given: str) -> Devices:
 
 def _nvidia() -> tuple[list[tuple[str, str]], str] | None:
     """Return the driver's devices as pairs of name and UUID, and their source; None where there is no driver."""
-    listed = _ask_smi()
+    listed = list_with_nvidia_smi()
     if listed:
         return listed, "nvidia-smi -L"
     listed = []
-    for place in sorted((_ROOT / "proc/driver/nvidia/gpus").glob("*/information")):  # by bus address
+    for place in sorted((HOST_ROOT / "proc/driver/nvidia/gpus").glob("*/information")):  # by bus address
         try:
             text = place.read_text()
         except OSError:
@@ -195,14 +200,15 @@ def _nvidia() -> tuple[list[tuple[str, str]], str] | None:
         uuid = re.search(r"^GPU UUID:\s*(GPU-\S+)", text, re.MULTILINE)
         minor = re.search(r"^Device Minor:\s*(\d+)", text, re.MULTILINE)
         # A container may see the entries of devices that it was not given.
-        if uuid and minor and (_ROOT / f"dev/nvidia{minor[1]}").exists():
+        if uuid and minor and (HOST_ROOT / f"dev/nvidia{minor[1]}").exists():
             listed.append((str(len(listed)), uuid[1]))
     return (listed, "/proc/driver/nvidia/gpus") if listed else None
 
 
 @functools.cache
-def _ask_smi() -> list[tuple[str, str]] | None:
-    for program in _SMI_PLACES:
+def list_with_nvidia_smi() -> list[tuple[str, str]] | None:
+    """Return the devices that nvidia-smi lists, asked once in this process; None where it does not work."""
+    for program in NVIDIA_SMI_PLACES:
         try:
             asked = subprocess.run(
                 [program, "-L"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_SMI_SECONDS, check=False
@@ -257,7 +263,7 @@ def _until_negative(value: str) -> list[str]:
 
 def _amd() -> list[Device]:
     """Return AMD's GPUs from the topology that the kernel shows, as far as this process may open them."""
-    places = (_ROOT / "sys/class/kfd/kfd/topology/nodes").glob("*/properties")
+    places = (HOST_ROOT / "sys/class/kfd/kfd/topology/nodes").glob("*/properties")
     found: list[Device] = []
     for place in sorted(places, key=lambda place: int(place.parent.name) if place.parent.name.isdigit() else 0):
         try:
@@ -266,7 +272,7 @@ def _amd() -> list[Device]:
             continue
         if int(properties.get("simd_count", 0)) == 0:
             continue  # a processor
-        if not (_ROOT / f"dev/dri/renderD{properties.get('drm_render_minor', '').strip()}").exists():
+        if not (HOST_ROOT / f"dev/dri/renderD{properties.get('drm_render_minor', '').strip()}").exists():
             continue
         number, unique = len(found), int(properties.get("unique_id", 0))
         key = f"GPU-{unique:016x}" if unique else f"{socket.gethostname()}-{number}"
@@ -282,8 +288,8 @@ def find_neuron(environment: Mapping[str, str]) -> Devices | None:
 
     ``NEURON_RT_VISIBLE_CORES`` takes numbers of cores, a device has 2 to 8 of them, and a core belongs to one process.
     """
-    chips = list((_ROOT / "dev").glob("neuron[0-9]*"))
-    counts = [*(_ROOT / "sys/devices/virtual/neuron_device").glob("neuron*/core_count")]
+    chips = list((HOST_ROOT / "dev").glob("neuron[0-9]*"))
+    counts = [*(HOST_ROOT / "sys/devices/virtual/neuron_device").glob("neuron*/core_count")]
     if not chips or not counts:
         return None
     try:

@@ -11,11 +11,11 @@ from typing import Any
 from cortex_dask.io.store.store import Store
 from cortex_dask.runtime.log_line import line
 
-_FIRST_SECONDS = 0.7  # the first lines are stored within a second, for users who watch a job start
+FIRST_SECONDS = 0.7  # the first lines are stored within a second, for users who watch a job start
 _SECONDS = 4.0  # later ones within five
 _CHUNK = 4 * 1024 * 1024  # bytes: a chunk is one small object
-_LIMIT = 64 * 1024 * 1024  # bytes that may wait for a store that does not answer
-_RETRY_SECONDS = 5.0
+MOST_WAITING_BYTES = 64 * 1024 * 1024  # bytes that may wait for a store that does not answer
+RETRY_SECONDS = 5.0
 
 
 class LogWriter:
@@ -45,11 +45,11 @@ class LogWriter:
         with self._condition:
             self._lines.append(data)
             self._size += len(data) + 1
-            while self._size > _LIMIT:
+            while self._size > MOST_WAITING_BYTES:
                 self._size -= len(self._lines.popleft()) + 1
                 self._dropped += 1
             if self._due is None:
-                self._due = time.monotonic() + (_SECONDS if self._number else _FIRST_SECONDS)
+                self._due = time.monotonic() + (_SECONDS if self._number else FIRST_SECONDS)
                 self._ensure_thread()
             elif self._size >= _CHUNK and self._due > 0:
                 self._due = 0.0
@@ -102,7 +102,7 @@ class LogWriter:
                 last = self._closing
             stored = self._store_all(once=last)
             with self._condition:
-                self._due = None if not self._lines else time.monotonic() + (_SECONDS if stored else _RETRY_SECONDS)
+                self._due = None if not self._lines else time.monotonic() + (_SECONDS if stored else RETRY_SECONDS)
                 if last:
                     self._thread, self._due = None, None
                     return

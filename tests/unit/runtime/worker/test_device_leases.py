@@ -181,7 +181,7 @@ def test_workers_that_look_at_once_get_different_devices(tmp_path: Path) -> None
 
 @pytest.fixture
 def slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], SlotDevices]]:
-    monkeypatch.setattr(device_leases, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(device_leases, "leases_folder", lambda: tmp_path)
     made: list[SlotDevices] = []
 
     def make(gpu: float) -> SlotDevices:
@@ -212,9 +212,9 @@ def test_a_slot_keeps_its_devices(slots: Callable[[float], SlotDevices]) -> None
 def test_counted_devices_are_said_to_be(
     slots: Callable[[float], SlotDevices], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("cortex_dask.runtime.worker.devices._SMI_PLACES", ())
-    monkeypatch.setattr("cortex_dask.runtime.worker.devices._ROOT", tmp_path)
-    monkeypatch.setattr("cortex_dask.runtime.worker.devices._ask_smi", lambda: None)
+    monkeypatch.setattr("cortex_dask.runtime.worker.devices.NVIDIA_SMI_PLACES", ())
+    monkeypatch.setattr("cortex_dask.runtime.worker.devices.HOST_ROOT", tmp_path)
+    monkeypatch.setattr("cortex_dask.runtime.worker.devices.list_with_nvidia_smi", lambda: None)
     lines: list[tuple[str, str]] = []
     shown = slots(2).lease({}, lambda *line: lines.append(line), None, lambda: False)
     assert shown["CUDA_VISIBLE_DEVICES"] == "0,1"

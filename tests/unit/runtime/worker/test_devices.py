@@ -31,10 +31,10 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n")
     program.chmod(0o755)
-    monkeypatch.setattr(devices, "_SMI_PLACES", (str(program),))
-    devices._ask_smi.cache_clear()
+    monkeypatch.setattr(devices, "NVIDIA_SMI_PLACES", (str(program),))
+    devices.list_with_nvidia_smi.cache_clear()
     yield program
-    devices._ask_smi.cache_clear()
+    devices.list_with_nvidia_smi.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty /proc, /sys and /dev."""
     place = tmp_path / "root"
     place.mkdir()
-    monkeypatch.setattr(devices, "_ROOT", place)
+    monkeypatch.setattr(devices, "HOST_ROOT", place)
     return place
 
 
