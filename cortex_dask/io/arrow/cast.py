@@ -19,7 +19,7 @@ _SHOWN = 60  # characters of an offending value in a message
 
 
 class SchemaError(ValueError):
-    """Rows do not fit the schema that was settled or declared."""
+    """Rows do not fit the schema that was decided or declared."""
 
 
 class _MismatchError(Exception):
@@ -31,15 +31,9 @@ class _MismatchError(Exception):
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the table with exactly the columns and types of the schema.
+    """Return the table with exactly the columns and types of the schema, or raise :class:`SchemaError`.
 
     A table that has them already is returned as it is, at the cost of one comparison.
-
-    Raises
-    ------
-    SchemaError
-        If a column is not in the schema, is there twice, or has a value that its type cannot hold exactly; the message
-        names the column, both types and such a value.
     """
     if table.schema.equals(schema):
         return table
@@ -81,23 +75,23 @@ def _conform_column(field: pa.Field, column: pa.ChunkedArray) -> pa.ChunkedArray
         return column
     try:
         return pa.chunked_array([_fit(chunk, field.type) for chunk in column.chunks], type=field.type)
-    except _MismatchError as misfit:
-        name = ".".join((field.name, *misfit.path)).replace(".[]", "[]")
-        shown = repr(misfit.value)
+    except _MismatchError as mismatch:
+        name = ".".join((field.name, *mismatch.path)).replace(".[]", "[]")
+        shown = repr(mismatch.value)
         shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
         advice = (
             "the first rows had nothing but nulls there, so declare the output's schema"
-            if pt.is_null(misfit.expected)
+            if pt.is_null(mismatch.expected)
             else "return that type from every batch, or declare the output's schema with a type that holds both"
         )
         raise SchemaError(
-            f"column {name!r} holds {shown} ({misfit.found}), but the output's schema says {misfit.expected}, "
+            f"column {name!r} holds {shown} ({mismatch.found}), but the output's schema says {mismatch.expected}, "
             f"which cannot hold it exactly: {advice}"
         ) from None
 
 
 def _fit(array: pa.Array, target: pa.DataType) -> pa.Array:
-    """Return the array as the type, every value kept, or raise :class:`_MisfitError`."""
+    """Return the array as the type, every value kept, or raise :class:`_MismatchError`."""
     source = array.type
     if source.equals(target):
         return array
@@ -211,8 +205,8 @@ def _fit_list(array: pa.Array, target: pa.DataType) -> pa.Array:
     values = pc.list_flatten(array)  # of the slice only, without what may lie under a null
     try:
         values = _fit(values, target.value_type)
-    except _MismatchError as misfit:
-        misfit.path = ("[]", *misfit.path)
+    except _MismatchError as mismatch:
+        mismatch.path = ("[]", *mismatch.path)
         raise
     large = pt.is_large_list(target) or pt.is_large_list_view(target)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64() if large else pa.int32())
@@ -243,8 +237,8 @@ def _fit_struct(array: pa.Array, target: pa.DataType) -> pa.Array:
         child = found.get(field.name)
         try:
             children.append(pa.nulls(len(array), field.type) if child is None else _fit(child, field.type))
-        except _MismatchError as misfit:
-            misfit.path = (field.name, *misfit.path)
+        except _MismatchError as mismatch:
+            mismatch.path = (field.name, *mismatch.path)
             raise
     mask = array.is_null() if array.null_count else None
     return pa.StructArray.from_arrays(children, fields=list(target), mask=mask)

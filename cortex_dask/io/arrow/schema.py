@@ -38,23 +38,12 @@ _RECENT = 8  # distinct schemas that are compared whole before a schema is joine
 
 
 def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
-    """Settle one schema for files whose schemas differ harmlessly.
+    """Return one schema for files (in input order) whose schemas differ harmlessly, or raise ``DatasetError``.
 
     Integers and floats are widened, text and binary of different kinds brought together, timestamps take the finer
     unit, lists and structs are joined inside, and a column that a file lacks (or has as nulls only) is null there.
     Columns stand in the order in which they are first seen. Metadata is left out, among it pandas' own: an index that
     was stored as a column is a column.
-
-    Parameters
-    ----------
-    schemas : iterable of (str, pyarrow.Schema)
-        The files and their schemas, in input order.
-
-    Raises
-    ------
-    DatasetError
-        If a column has types that no common type holds, if a file has two columns of one name, or if there is
-        no schema.
     """
     distinct: list[tuple[str, pa.Schema]] = []
     recent: list[pa.Schema] = []
@@ -74,28 +63,18 @@ def unify(schemas: Iterable[tuple[str, pa.Schema]]) -> pa.Schema:
     return pa.schema([field.remove_metadata() for field in fields.values()])
 
 
-def settle(tables: Sequence[pa.Table], *, final: bool = False) -> pa.Schema:
-    """Settle the output's schema from the first tables, in input order.
+def decide_schema(tables: Sequence[pa.Table], *, final: bool = False) -> pa.Schema:
+    """Decide the output's schema from the first tables, in input order, or raise ``SchemaError`` if they conflict.
 
     Types are the plain ones that every reader understands (see :func:`~cortex_dask.io.arrow.types.plain`), promoted
     across the tables as in :func:`unify`; every column may hold nulls; there is no metadata.
 
-    Parameters
-    ----------
-    tables : sequence of pyarrow.Table
-        What the first batches returned.
-    final : bool
-        Whether no more tables can be waited for. Until then a float column with nothing but nulls counts as unknown:
-        pandas has it for any column whose values are all missing. (If it is unknown to the end, it is a float column.)
-
-    Raises
-    ------
-    SchemaError
-        If the tables contradict each other.
+    Before the ``final`` decision, a float column with nothing but nulls counts as unknown: pandas has it for any column
+    whose values are all missing. In the final one it is a float column.
     """
     fields: dict[str, pa.Field] = {}
     for table in tables:
-        schema = pa.schema([(field.name, _settled_type(table, field, final)) for field in table.schema])
+        schema = pa.schema([(field.name, _decided_type(table, field, final)) for field in table.schema])
         try:
             _join_into(fields, schema, first=False)
         except TypeConflictError as conflict:
@@ -106,12 +85,12 @@ def settle(tables: Sequence[pa.Table], *, final: bool = False) -> pa.Schema:
     return pa.schema(list(fields.values()))
 
 
-def is_settled(schema: pa.Schema) -> bool:
+def is_decided(schema: pa.Schema) -> bool:
     """Tell whether every column has a type, that is none is (or holds) nothing but nulls so far."""
     return not any(has_null(field.type) for field in schema)
 
 
-def _settled_type(table: pa.Table, field: pa.Field, final: bool) -> pa.DataType:
+def _decided_type(table: pa.Table, field: pa.Field, final: bool) -> pa.DataType:
     if not final and pt.is_floating(field.type) and table.num_rows:
         column = table.column(field.name)
         if column.null_count == len(column):

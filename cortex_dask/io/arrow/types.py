@@ -18,19 +18,12 @@ _SIGNED = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}
 
 
 class TypeConflictError(ValueError):
-    """Two types that no common type can hold.
-
-    Attributes
-    ----------
-    path : tuple of str
-        Names of the nested fields that lead to the conflict, outermost first; ``[]`` stands for a list's values.
-    left, right : pyarrow.DataType
-        The types that conflict.
-    """
+    """Two types that no common type can hold."""
 
     def __init__(self, left: pa.DataType, right: pa.DataType, path: tuple[str, ...] = ()) -> None:
         super().__init__(f"{left} and {right} have no common type")
-        self.left, self.right, self.path = left, right, path
+        self.left, self.right = left, right
+        self.path = path  # names of nested fields, outermost first; "[]" stands for a list's values
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -72,13 +65,7 @@ def has_null(kind: pa.DataType) -> bool:
 
 
 def join(left: pa.DataType, right: pa.DataType) -> pa.DataType:
-    """Return the narrowest type that holds the values of both.
-
-    Raises
-    ------
-    TypeConflictError
-        If there is none.
-    """
+    """Return the narrowest type that holds the values of both, or raise :class:`TypeConflictError`."""
     if left.equals(right) or pt.is_null(right):
         return left
     if pt.is_null(left):

@@ -31,15 +31,8 @@ class RecordRun(NamedTuple):
 class LineEdges:
     """Where the lines of a block begin and end.
 
-    Few are asked for, one after the other: so they are added up from one to the next when somebody asks, and not noted
-    for each line. The thread that reads may ask, and the one that handles.
-
-    Parameters
-    ----------
-    lines : list of bytes
-        Lines without their line ends.
-    first, last : int
-        Where the first line starts and the last one stops, which may lack its line end.
+    Only few edges are needed, in rising order: each is counted from the one before when it is asked for. The reading
+    thread and the handling one may both ask. The last line may lack its line end.
     """
 
     __slots__ = ("_first", "_last", "_lines", "_mark")
@@ -93,17 +86,10 @@ def _place(stretch: RecordRun, at: int, stop: int) -> tuple[Position, ...]:
 
 
 class Batcher:
-    """Cuts a stream of stretches into batches.
+    """Cuts a stream of runs of records into batches of ``size``; ``parse`` makes the values of lines once more.
 
-    Samples are counted by their lines before anybody parses them. So a malformed line keeps its place in its batch,
+    Samples are counted by their lines before they are parsed. So a malformed line keeps its place in its batch,
     which is shorter then, or even empty; the other batches stay as they were planned.
-
-    Parameters
-    ----------
-    size : int
-        Values of a batch.
-    parse : callable
-        Makes values of lines once more.
     """
 
     def __init__(self, size: int, parse: Callable[[list[bytes]], list[Any]]) -> None:

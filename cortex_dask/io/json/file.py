@@ -39,44 +39,30 @@ def compression_of(head: bytes) -> str | None:
 
 
 class JsonFile:
-    """An open JSON file.
-
-    Parameters
-    ----------
-    path, size, tag
-        The file that was planned.
-    data : bytes, optional
-        Its content, if somebody has it.
-
-    Attributes
-    ----------
-    is_compressed : bool
-        Whether it has to be decompressed, from its start.
-    is_array : bool
-        Whether its first character is ``[``.
-    """
+    """An open JSON file; ``data`` is its content, if it has been fetched already."""
 
     def __init__(self, path: str, size: int, tag: str, data: bytes | None = None) -> None:
         self._path, self._size, self._tag = path, size, tag
         self._block = _LOCAL_BLOCK if local_path(path) is not None else _REMOTE_BLOCK
         self._raw: BinaryIO = open_source(path, size, tag) if data is None else io.BytesIO(data)
         try:
-            self._look()
+            self._detect_format()
         except BaseException:
             self._raw.close()
             raise
 
-    def _look(self) -> None:
-        """Tell what the file is from how it begins."""
+    def _detect_format(self) -> None:
+        """Detect compression, encoding and kind from the first bytes."""
         head = self._raw.read(min(self._size, 4096))
         self._compression = compression_of(head)
-        self.is_compressed = self._compression is not None
+        self.is_compressed = self._compression is not None  # then it is read from its start
         if self.is_compressed:
             stream = self._decompressed()
             head = stream.read(4096)
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise UnreadableInput(self._path, "is UTF-16: convert it to UTF-8")
         self._start = len(_BOM) if head.startswith(_BOM) else 0
+        # Its first character decides.
         self.is_array = head[self._start :].lstrip(b" \t\r\n").startswith(b"[")
 
     def __enter__(self) -> Self:
@@ -92,14 +78,14 @@ class JsonFile:
         if self._compression == "gzip":
             import gzip
 
-            return cast(BinaryIO, gzip.GzipFile(fileobj=io.BufferedReader(_Unclosed(self._raw), 1 << 18)))
+            return cast(BinaryIO, gzip.GzipFile(fileobj=io.BufferedReader(_KeepOpen(self._raw), 1 << 18)))
         if self._compression == "bz2":
             import bz2
 
-            return cast(BinaryIO, bz2.BZ2File(io.BufferedReader(_Unclosed(self._raw), 1 << 18)))
+            return cast(BinaryIO, bz2.BZ2File(io.BufferedReader(_KeepOpen(self._raw), 1 << 18)))
         import pyarrow as pa  # has zstd on every Python
 
-        return cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(_Unclosed(self._raw), mode="r"), "zstd"))
+        return cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(_KeepOpen(self._raw), mode="r"), "zstd"))
 
     # lines ------------------------------------------------------------------------------------------------------------
 
@@ -218,7 +204,7 @@ class JsonFile:
 _MARKS: dict[tuple[str, str], list[tuple[int, int]]] = {}
 
 
-class _Unclosed(io.RawIOBase):
+class _KeepOpen(io.RawIOBase):
     """A file whose wrappers do not close it."""
 
     def __init__(self, file: BinaryIO) -> None:

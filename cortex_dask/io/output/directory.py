@@ -58,15 +58,7 @@ class AttemptName:
 
 
 class OutputDirectory:
-    """The output directory of one job.
-
-    Parameters
-    ----------
-    settings : OutputSettings
-        Where, in which format and mode.
-    job_id : str
-        The job whose parts are written.
-    """
+    """The output directory of one job."""
 
     def __init__(self, settings: OutputSettings, job_id: str) -> None:
         self.store = Store(settings.url)
@@ -81,18 +73,10 @@ class OutputDirectory:
         return self._settings.mode == "error"
 
     def reserve(self) -> list[str]:
-        """Check that the job may write here, and mark the directory as the job's; to be called before the first batch.
+        """Mark the directory as the job's, before its first batch, or raise ``OutputError`` if it may not write here.
 
-        Returns
-        -------
-        list of str
-            The names of what is here already: parts of earlier jobs, for the modes ``append`` and ``overwrite``.
-
-        Raises
-        ------
-        OutputError
-            In mode ``error``, if the directory holds data, or another job writes here; in any mode if it cannot be
-            written.
+        Return the names of parts of earlier jobs, for the modes ``append`` and ``overwrite``. A transient
+        error of the store is raised as it is.
         """
         try:
             return self._reserve()
@@ -115,7 +99,7 @@ class OutputDirectory:
             self._reservation,
             orjson.dumps({"job_id": self._job_id, "mode": self._settings.mode}),
         )
-        # Whoever has looked at the same moment has seen nobody; after both have written, at least one sees the other.
+        # Two jobs that looked at the same moment saw no reservation; after both have written, one sees the other.
         if newcomers := self._others(self.store.names(f"{_STAGING}/")) - others:
             try:
                 self._refuse(newcomers)
@@ -141,9 +125,9 @@ class OutputDirectory:
         return self.store.exists(self._reservation)
 
     def release(self) -> None:
-        """Take the mark of :meth:`reserve` away, so that another job may write here.
+        """Remove the mark of :meth:`reserve`, so that another job may write here.
 
-        Not if this job has staged something: it may go on, or another coordinator of it may be alive.
+        It stays if this job has staged something: it may be resumed, or another coordinator of it may be alive.
         """
         if self.store.names(staging_prefix(self._job_id)) != [self._reservation]:
             return
@@ -165,15 +149,7 @@ class OutputDirectory:
         return {name: size for name, size in self.store.sizes("part-").items() if f"-{self._token}." in name}
 
     def missing(self, parts: Iterable[Part], splits: int) -> Iterator[Part]:
-        """Yield the parts that are not in place in their full size.
-
-        Parameters
-        ----------
-        parts : iterable of Part
-            The job's parts.
-        splits : int
-            The numbers of all splits are below this.
-        """
+        """Yield the parts that are not in place in their full size; the numbers of splits are below ``splits``."""
         if self.store.is_local:
             yield from (part for part in parts if self.store.size(part.name) != part.bytes)
             return
@@ -191,23 +167,12 @@ class OutputDirectory:
     def publish(self, part: Part, *, keep: bool = False) -> None:
         """Put a staged part in its final place; doing so again changes nothing.
 
-        Parameters
-        ----------
-        part : Part
-            The part.
-        keep : bool, default False
-            Whether its staged file may be left, where it is not moved but copied.
+        With ``keep``, its staged file may be left where the store copies it instead of moving it.
         """
         self.store.publish(part.staged, part.name, part.bytes, keep=keep)
 
     def publish_missing(self, parts: Iterable[Part], splits: int) -> None:
-        """Roll forward: put every part in place that is not there in its full size.
-
-        Parameters
-        ----------
-        parts, splits
-            As for :meth:`missing`.
-        """
+        """Roll forward: put every part in place that is not there in its full size."""
         if not self.eager:
             self.unseal()
         missing = self.missing(parts, splits)
@@ -234,24 +199,14 @@ class OutputDirectory:
         return value
 
     def unseal(self) -> None:
-        """Take ``_SUCCESS`` away while the directory's content changes."""
+        """Remove ``_SUCCESS`` while the directory's content changes."""
         self.store.delete(SUCCESS)
 
     def write_manifest(self, parts: Iterable[Part], schema: str | None, status: str, replaced: Iterable[str]) -> None:
         """List the committed parts.
 
-        In mode ``append`` those of earlier jobs stay listed; in mode ``overwrite`` their files are removed.
-
-        Parameters
-        ----------
-        parts : iterable of Part
-            The job's parts.
-        schema : str or None
-            The output's schema (base64 of Arrow IPC).
-        status : str
-            The job's status.
-        replaced : iterable of str
-            What :meth:`reserve` found; removed after the manifest has been written, in mode ``overwrite``.
+        In mode ``append`` those of earlier jobs stay listed; in mode ``overwrite`` the files that :meth:`reserve` found
+        (``replaced``) are removed after the manifest has been written. The schema is base64 of Arrow IPC.
         """
         earlier = self._earlier() if self._settings.mode == "append" else iter(())
         own = ({"name": part.name, "rows": part.rows, "bytes": part.bytes} for part in parts)
@@ -280,7 +235,7 @@ class OutputDirectory:
         return (item for item in manifest["parts"] if f"-{self._token}." not in item["name"])
 
     def seal(self) -> None:
-        """Say that the result is complete."""
+        """Mark the result as complete."""
         self.store.write(SUCCESS, b"")
 
     def clean(self) -> None:

@@ -24,7 +24,7 @@ _GZIP_LEVEL = 6
 
 
 class PartWriter:
-    """Writes tables of one schema as one part.
+    """Writes tables of one schema as one part, which lies under ``staged_name`` until it is published.
 
     Usage::
 
@@ -33,25 +33,8 @@ class PartWriter:
                 writer.write(table)
             rows, size = writer.close()
 
-    Leaving the block without :meth:`close` discards what was written, and so does any error.
-
-    Parameters
-    ----------
-    output : Store
-        The output directory.
-    staged_name : str
-        The name under which the part lies until it is published.
-    settings : OutputSettings
-        Format and compression.
-    schema : pyarrow.Schema
-        The job's settled output schema; every table is fitted to it without loss.
-
-    Raises
-    ------
-    SchemaError
-        If the format has no form for a type of the schema.
-    StorageError
-        If the store cannot be written; so do :meth:`write` and :meth:`close`.
+    Leaving the block without :meth:`close` discards what was written, and so does any error. Tables are fitted to the
+    schema without loss. ``SchemaError`` says that the format has no form for a type of the schema.
     """
 
     def __init__(self, output: Store, staged_name: str, settings: OutputSettings, schema: pa.Schema) -> None:
@@ -77,13 +60,7 @@ class PartWriter:
             raise
 
     def write(self, table: pa.Table) -> None:
-        """Add rows.
-
-        Raises
-        ------
-        SchemaError
-            If they do not fit the schema; the part can be written on without them.
-        """
+        """Add rows."""
         table = conform(table, self._schema)
         size = table.nbytes
         full = self._pending_rows + table.num_rows > _GROUP_ROWS or self._pending_bytes + size > _GROUP_BYTES
@@ -125,7 +102,7 @@ class PartWriter:
         self._pending = []
         if self._done is None:
             try:
-                self._encoder.abandon()
+                self._encoder.discard()
             finally:
                 self._staged.discard()
 
@@ -168,7 +145,7 @@ class _Encoder(Protocol):
 
     def finish(self) -> None: ...
 
-    def abandon(self) -> None: ...
+    def discard(self) -> None: ...
 
 
 class _ParquetEncoder:
@@ -177,7 +154,7 @@ class _ParquetEncoder:
 
         # Arrow writes a local file itself, which is faster and holds no lock of Python's.
         self._sink: Any = (
-            pa.OSFile(staged.local_path, "wb") if staged.local_path else pa.PythonFile(_Unclosed(staged), mode="w")
+            pa.OSFile(staged.local_path, "wb") if staged.local_path else pa.PythonFile(_ArrowSink(staged), mode="w")
         )
         self._writer = pq.ParquetWriter(self._sink, schema.remove_metadata(), compression=compression or "snappy")
 
@@ -188,8 +165,8 @@ class _ParquetEncoder:
         self._writer.close()
         self._sink.close()
 
-    def abandon(self) -> None:
-        # The writer is not closed: that would write a footer. An error of the sink is that of bytes nobody wants.
+    def discard(self) -> None:
+        # The writer is not closed: that would write a footer. An error of the sink concerns bytes that are discarded.
         self._writer.is_open = False
         with contextlib.suppress(OSError):
             self._sink.close()
@@ -213,7 +190,7 @@ class _JsonEncoder:
         if self._gzip is not None:
             self._put(self._gzip.flush())
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         self._gzip = None
 
     def _put(self, data: bytes | pa.Buffer) -> None:
@@ -221,7 +198,7 @@ class _JsonEncoder:
             self._staged.write(data)
 
 
-class _Unclosed:
+class _ArrowSink:
     """A staged file as Arrow sees it: closing is not the end of it, the commit is."""
 
     def __init__(self, staged: StagedFile) -> None:

@@ -48,28 +48,11 @@ class Footer:
 
 def read_footers(
     files: Sequence[InputFile],
-    columns: Collection[str] | None,
-    filter_columns: Sequence[str],
-    check: Callable[[], None] = lambda: None,
+    columns: Collection[str] | None,  # that will be read; None for all
+    filter_columns: Sequence[str],  # whose statistics are kept
+    check: Callable[[], None] = lambda: None,  # called now and then; reading ends with what it raises
 ) -> list[Footer]:
-    """Read the footers of all files at once.
-
-    Parameters
-    ----------
-    files : sequence of InputFile
-        The files.
-    columns : collection of str or None
-        The columns that will be read; None for all.
-    filter_columns : sequence of str
-        The columns whose statistics are kept.
-    check : callable
-        Called now and then; reading ends with what it raises.
-
-    Raises
-    ------
-    DatasetError
-        If a file cannot be read, naming the first one in input order.
-    """
+    """Read the footers of all files at once; raise ``DatasetError`` for the first file that cannot be read."""
     summary = _Summary(columns, tuple(filter_columns))
     if local_path(files[0].path) is None:
         groups = [files[at : at + _FILES_PER_GROUP] for at in range(0, len(files), _FILES_PER_GROUP)]

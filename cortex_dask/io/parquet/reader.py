@@ -150,15 +150,7 @@ class _Batcher:
 
 
 class RowReader:
-    """Reads rows of pieces as the plan's schema has them, one file open at a time.
-
-    Parameters
-    ----------
-    header : PlanHeader
-        The plan's.
-    pieces : sequence of Piece
-        What will be read, in order, as far as it is known.
-    """
+    """Reads rows of pieces as the plan's schema has them, one file open at a time."""
 
     def __init__(self, header: PlanHeader, pieces: Sequence[Piece] = ()) -> None:
         assert header.schema is not None
@@ -339,5 +331,5 @@ class _OpenFile:
 
 
 def _without_columns(rows: int) -> pa.Table:
-    """Return a table that has rows, but only a column that nobody asked for."""
+    """Return a table that has rows, but only a placeholder column."""
     return pa.table({"": pa.nulls(rows)})

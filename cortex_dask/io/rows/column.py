@@ -44,21 +44,10 @@ class ResultError(ValueError):
 
 
 def from_values(name: str, values: list[Any], *, nan_is_null: bool = False) -> pa.Array:
-    """Return Python values as an Arrow array.
+    """Return Python values as an Arrow array, or raise :class:`ResultError` if no one type holds them.
 
-    Parameters
-    ----------
-    name : str
-        The column's name, for messages.
-    values : list
-        The values; nulls are None, ``pandas.NA`` and ``pandas.NaT``, and NaN among values that are no numbers.
-    nan_is_null : bool
-        Whether NaN is a null among numbers too, as in pandas.
-
-    Raises
-    ------
-    ResultError
-        If the values have no one type, or one that no column can hold.
+    Nulls are None, ``pandas.NA`` and ``pandas.NaT``, NaN among values that are no numbers, and with ``nan_is_null`` (as
+    in pandas) NaN among numbers too. The name is for messages.
     """
     kinds = set(map(type, values))
     if len(kinds) == 1 and (plain := _PLAIN.get(kind := next(iter(kinds)))) and not (nan_is_null and kind is float):

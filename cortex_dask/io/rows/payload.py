@@ -80,8 +80,8 @@ def to_records(data: pa.Table | list[dict[str, Any]]) -> list[Any]:
     """Return the rows as values that JSON can hold, for dead letters.
 
     Values look as in the output's JSON lines (:mod:`cortex_dask.io.json.encoder`: bytes as base64, times as ISO 8601,
-    decimals as text), but NaN and infinities are the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``: whoever asks
-    why a batch failed wants to see them. JSON records are returned as they are. Integers may exceed 64 bits, so write
+    decimals as text), but NaN and infinities are the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``: they may be
+    why the batch failed. JSON records are returned as they are. Integers may exceed 64 bits, so write
     them with :func:`dumps`.
     """
     if not isinstance(data, pa.Table):
@@ -102,13 +102,7 @@ def columns_of(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def records_to_table(records: list[dict[str, Any]]) -> pa.Table:
-    """Return JSON records as an Arrow table.
-
-    Raises
-    ------
-    ValueError
-        If the values of a column have no common type; the message names the column and the types.
-    """
+    """Return JSON records as an Arrow table; raise ``ValueError`` if the values of a column have no common type."""
     columns = columns_of(records)
     return pa.table([_json_array(name, values) for name, values in columns.items()], names=list(columns))
 

@@ -53,24 +53,10 @@ class _Columns:
 
 
 def to_table(result: Any, data: pa.Table | list[Any], rows: int, keep: bool | tuple[str, ...]) -> pa.Table | None:
-    """Return what a handler returned as a table; None for None.
+    """Return a handler's result as a table, None for None, or raise ``ResultError``.
 
-    Parameters
-    ----------
-    result : Any
-        What ``handle_batch`` returned.
-    data : pyarrow.Table or list of dict
-        The batch that it was given, as it was read.
-    rows : int
-        How many rows the batch has.
-    keep : bool or tuple of str
-        The input columns that stand before the returned ones; a returned column of the same name takes its place.
-
-    Raises
-    ------
-    ResultError
-        If the result is of no type that is allowed, a column has no one type, or, with ``keep``, there are more or
-        fewer rows than in the batch.
+    With ``keep``, it must have as many rows as the batch (``rows``). The kept columns of the input come before
+    the returned ones; a returned column of the same name takes its place.
     """
     if result is None:
         return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 
 from cortex_dask.io.arrow.cast import conform
-from cortex_dask.io.arrow.schema import decode_schema, encode_schema, is_settled, settle
+from cortex_dask.io.arrow.schema import decide_schema, decode_schema, encode_schema, is_decided
 from cortex_dask.io.job.settings import OutputSettings
 from cortex_dask.io.job.splits import part_name
 from cortex_dask.io.json.encoder import EncodedRows
@@ -84,7 +84,7 @@ class Gathering:
         known = [] if self._candidate is None else [pa.Table.from_batches([], self._candidate)]
         tables: list[Any] = [table for table in rows if not isinstance(table, EncodedRows) and table.num_columns]
         if tables:
-            self._candidate = settle([*known, *tables])
+            self._candidate = decide_schema([*known, *tables])
         return tables
 
     def hold(self, work: Work, tables: list[Rows]) -> pa.Schema | None:
@@ -95,7 +95,7 @@ class Gathering:
             self._rows += rows
         full = self._seen >= _MOST_BATCHES or self._rows >= _MOST_ROWS
         if self._proposed is None and self._rows and self._candidate is not None:
-            if not full and not is_settled(self._candidate):
+            if not full and not is_decided(self._candidate):
                 return None
             self._propose()
         return self._answer(wait=full) if self._proposed is not None else None
@@ -110,8 +110,8 @@ class Gathering:
 
     def _propose(self) -> None:
         schema = self._candidate
-        if not is_settled(schema):  # not even after many batches: now a column without values takes the type it has
-            schema = settle([table for _, tables in self.held for table in tables], final=True)
+        if not is_decided(schema):  # not even after many batches: now a column without values takes the type it has
+            schema = decide_schema([table for _, tables in self.held for table in tables], final=True)
         self._proposed = encode_schema(schema)
         self._source.propose(self._proposed)
 

@@ -7,7 +7,7 @@ import pytest
 
 from cortex_dask.errors import DatasetError
 from cortex_dask.io.arrow.cast import SchemaError, conform
-from cortex_dask.io.arrow.schema import is_settled, settle, unify
+from cortex_dask.io.arrow.schema import decide_schema, is_decided, unify
 
 
 def unify_types(*kinds: pa.DataType) -> pa.DataType:
@@ -147,7 +147,7 @@ class TestSettle:
                 "st": pa.array([{"a": "x"}], pa.struct([("a", pa.large_string())])),
             }
         ).replace_schema_metadata({"pandas": "{}"})
-        settled = settle([table])
+        settled = decide_schema([table])
         expected = [pa.string(), pa.string(), pa.binary(), pa.list_(pa.string()), pa.string(), pa.float32()]
         assert settled.types == [*expected, pa.struct([("a", pa.string())])]
         assert settled.metadata is None
@@ -155,21 +155,21 @@ class TestSettle:
 
     def test_tables_are_promoted_together(self):
         tables = [pa.table({"a": [1], "b": pa.nulls(1)}), pa.table({"a": [1.5], "c": ["x"]}), pa.table({"b": ["y"]})]
-        assert settle(tables) == pa.schema([("a", pa.float64()), ("b", pa.string()), ("c", pa.string())])
+        assert decide_schema(tables) == pa.schema([("a", pa.float64()), ("b", pa.string()), ("c", pa.string())])
 
     def test_a_contradiction_names_the_column_and_both_types(self):
         with pytest.raises(SchemaError, match="'a' was returned as int64 by one batch and as string by a later one"):
-            settle([pa.table({"a": [1]}), pa.table({"a": ["x"]})])
+            decide_schema([pa.table({"a": [1]}), pa.table({"a": ["x"]})])
 
     def test_columns_of_nulls_are_not_settled(self):
-        assert not is_settled(settle([pa.table({"a": pa.nulls(1)})]))
-        assert not is_settled(pa.schema([("a", pa.list_(pa.struct([("b", pa.null())])))]))
-        assert not is_settled(pa.schema([("a", pa.struct([]))]))
-        assert is_settled(pa.schema([("a", pa.list_(pa.struct([("b", pa.int8())])))]))
+        assert not is_decided(decide_schema([pa.table({"a": pa.nulls(1)})]))
+        assert not is_decided(pa.schema([("a", pa.list_(pa.struct([("b", pa.null())])))]))
+        assert not is_decided(pa.schema([("a", pa.struct([]))]))
+        assert is_decided(pa.schema([("a", pa.list_(pa.struct([("b", pa.int8())])))]))
 
     def test_a_float_column_of_nulls_only_may_become_anything_until_the_end(self):
         unknown = pa.table({"a": pa.nulls(2, pa.float64())})  # what pandas has for any column with nothing in it
-        assert not is_settled(settle([unknown]))
-        assert settle([unknown, pa.table({"a": ["x"]})]).types == [pa.string()]
-        assert settle([unknown], final=True).types == [pa.float64()]
-        assert settle([pa.table({"a": [float("nan")]})]).types == [pa.float64()]
+        assert not is_decided(decide_schema([unknown]))
+        assert decide_schema([unknown, pa.table({"a": ["x"]})]).types == [pa.string()]
+        assert decide_schema([unknown], final=True).types == [pa.float64()]
+        assert decide_schema([pa.table({"a": [float("nan")]})]).types == [pa.float64()]

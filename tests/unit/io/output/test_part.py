@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from cortex_dask.errors import StorageError
 from cortex_dask.io.arrow.cast import SchemaError
-from cortex_dask.io.arrow.schema import settle
+from cortex_dask.io.arrow.schema import decide_schema
 from cortex_dask.io.job.settings import OutputSettings
 from cortex_dask.io.json.encoder import json_lines
 from cortex_dask.io.output.part import PartWriter
@@ -217,7 +217,7 @@ class TestPartsReadTogether:
     @pytest.fixture(params=["parquet", "json"])
     def output(self, request, tmp_path) -> tuple[str, list[str]]:
         tables = [to_table(batch, [], 0, False) for batch in self.BATCHES]
-        schema = settle(tables[:2])
+        schema = decide_schema(tables[:2])
         assert schema == pa.schema(
             [("id", pa.int64()), ("label", pa.string()), ("count", pa.float64()), ("tags", pa.list_(pa.string()))]
         )

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortex_dask.io.arrow.cast import conform
-from cortex_dask.io.arrow.schema import settle
+from cortex_dask.io.arrow.schema import decide_schema
 from cortex_dask.io.rows.column import ResultError, from_values
 from cortex_dask.io.rows.result import to_table
 
@@ -93,7 +93,7 @@ class TestAllowed:
     def test_columns(self, result):
         table = convert(result)
         assert table.to_pylist() == [{"a": 1, "s": "x"}, {"a": 2, "s": None}]
-        assert settle([table]) == pa.schema([("a", pa.int64()), ("s", pa.string())])
+        assert decide_schema([table]) == pa.schema([("a", pa.int64()), ("s", pa.string())])
 
     @pytest.mark.parametrize(
         "result",
@@ -123,7 +123,7 @@ class TestAllowed:
     def test_one_column_is_called_prediction(self, result):
         table = convert(result)
         assert table.to_pylist() == [{"prediction": 1.5}, {"prediction": 2.5}]
-        assert settle([table]) == pa.schema([("prediction", pa.float64())])
+        assert decide_schema([table]) == pa.schema([("prediction", pa.float64())])
 
     @pytest.mark.parametrize(
         ("result", "kind"),
