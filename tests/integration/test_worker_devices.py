@@ -117,7 +117,10 @@ def test_a_process_that_is_replaced_keeps_its_device(make: Make, host: list[str]
     job = make(SEES, rows=10, compute={"gpu": 1})
     first, pid = seen(job, job.run())
     os.kill(pid, signal.SIGKILL)
-    until(lambda: slots._jobs[job.url]._slots[0].current.gone.is_set(), "the supervisor to see the death")
+    with slots.lease(job.url) as slot:
+        process = slot.current
+    assert process is not None
+    until(process.gone.is_set, "the supervisor to see the death")
     second, other = seen(job, job.run())
     assert (first, second) == (host[0], host[0])
     assert pid != other
@@ -177,9 +180,11 @@ def test_an_idle_job_gives_its_devices_to_one_that_has_work(make: Make, host: li
 def test_a_process_that_was_started_ahead_takes_nothing_from_others(make: Make, host: list[str]) -> None:
     first, second = (make(SEES, rows=10, compute={"gpu": 2}) for _ in range(2))
     _, pid = seen(first, first.run())
-    slots._job(second.url).prestart(1)
+    slots.prestart(second.url, 1)
+    until(lambda: "cortex-dask-prestart" not in [thread.name for thread in threading.enumerate()], "the attempt to end")
     assert lives(pid)
-    assert slots._jobs[second.url]._slots[0].current is None
+    with slots.lease(second.url) as slot:
+        assert slot.current is None
 
 
 # memory of a device -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,6 +28,16 @@ def lives(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def handler_processes() -> list[int]:
+    """Return the handler processes that this process has started and that run."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any("cortex_dask.runtime.handler_process" in word for word in child.cmdline()) and lives(child.pid):
+                found.append(child.pid)
+    return found
 
 
 def environment_of(pid: int) -> dict[str, str]:

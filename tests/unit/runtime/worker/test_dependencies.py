@@ -26,7 +26,7 @@ from cortex_dask.runtime.worker.installation import InstallationCancelledError, 
 from cortex_dask.runtime.worker.virtual_environment import Interpreter, ensure_interpreter, find_uv
 from tests.support.jobs import TestJob, make_job
 from tests.support.packages import write_wheel
-from tests.support.waiting import lives, until
+from tests.support.waiting import handler_processes, lives, until
 
 NAMES = {"pip": "requirements.txt", "conda": "conda-packages.txt", "shell": "dependencies.sh"}
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -591,8 +591,7 @@ def test_jobs_with_conflicting_pins_run_side_by_side(make: Make, wheels: Path) -
 def test_prestart_installs_before_there_is_a_split(make: Make, wheels: Path) -> None:
     job = make(VERSION, {"requirements.txt": requirements(wheels, "tinypkg")})
     slots.prestart(job.url, 2)
-    prestarted = slots._job(job.url)
-    until(lambda: len(prestarted._processes()) == 2, "two processes")
+    until(lambda: len(handler_processes()) == 2, "two processes")
     assert job.rows(job.record())[0]["version"] == "2.0"
     job.close()
     made = [line["message"] for line in job.logs() if "the interpreter with" in line["message"]]
