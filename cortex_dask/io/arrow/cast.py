@@ -122,7 +122,7 @@ def _fit(array: pa.Array, target: pa.DataType) -> pa.Array:
 
 
 def _castable(source: pa.DataType, target: pa.DataType) -> bool:
-    """Tell whether values of the one type may equal values of the other; whether these do, the cast shows."""
+    """Return whether values of the one type may equal values of the other; whether these do, the cast shows."""
     if pt.is_integer(source) or pt.is_floating(source):
         exact = pt.is_integer(source) and pt.is_decimal(target)
         return bool(pt.is_integer(target) or pt.is_floating(target) or exact)

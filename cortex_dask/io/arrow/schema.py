@@ -86,7 +86,7 @@ def decide_schema(tables: Sequence[pa.Table], *, final: bool = False) -> pa.Sche
 
 
 def is_decided(schema: pa.Schema) -> bool:
-    """Tell whether every column has a type, that is none is (or holds) nothing but nulls so far."""
+    """Return whether every column has a type, that is none is (or holds) nothing but nulls so far."""
     return not any(has_null(field.type) for field in schema)
 
 

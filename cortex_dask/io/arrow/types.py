@@ -27,19 +27,19 @@ class TypeConflictError(ValueError):
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Tell whether the type is one of the three kinds of string."""
+    """Return whether the type is one of the three kinds of string."""
     return bool(pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind))
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Tell whether the type is one of the kinds of binary."""
+    """Return whether the type is one of the kinds of binary."""
     return bool(
         pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind) or pt.is_fixed_size_binary(kind)
     )
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Tell whether the type is one of the kinds of list (a map is none)."""
+    """Return whether the type is one of the kinds of list (a map is none)."""
     return bool(
         pt.is_list(kind)
         or pt.is_large_list(kind)
@@ -50,7 +50,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def has_null(kind: pa.DataType) -> bool:
-    """Tell whether the type is, or holds, the null type (or a struct without fields, from empty dicts only)."""
+    """Return whether the type is, or holds, the null type (or a struct without fields, from empty dicts only)."""
     if pt.is_null(kind):
         return True
     if is_list(kind):

@@ -1,4 +1,4 @@
-"""Values read from JSON files, one stretch after the other, cut into batches."""
+"""Values read from JSON files, cut into batches with their positions."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class RecordRun(NamedTuple):
 class LineEdges:
     """Where the lines of a block begin and end.
 
-    Only few edges are needed, in rising order: each is counted from the one before when it is asked for. The reading
-    thread and the handling one may both ask. The last line may lack its line end.
+    Only few edges are needed, mostly in rising order: each is counted from the one before when it is asked for. The
+    reading thread and the handling one may both ask. The last line may lack its line end.
     """
 
     __slots__ = ("_first", "_last", "_lines", "_mark")
@@ -46,7 +46,7 @@ class LineEdges:
         return _Edges(self, range(at, stop))
 
     def stops(self, at: int, stop: int) -> Sequence[int]:
-        """Return where each of some lines stops, behind its line end."""
+        """Return where each of some lines stops, after its line end."""
         return _Edges(self, range(at + 1, stop + 1))
 
     def edge(self, number: int) -> int:
@@ -81,8 +81,8 @@ class _Edges(Sequence[int]):
         return self._lines.edge(numbers) if isinstance(numbers, int) else [self._lines.edge(at) for at in numbers]
 
 
-def _place(stretch: RecordRun, at: int, stop: int) -> tuple[Position, ...]:
-    return (stretch.position(at, stop),)
+def _place(run: RecordRun, at: int, stop: int) -> tuple[Position, ...]:
+    return (run.position(at, stop),)
 
 
 class Batcher:
@@ -105,23 +105,23 @@ class Batcher:
         """How many values the batch lacks that is being made."""
         return self.size - len(self._values) - self._left_out
 
-    def add(self, stretch: RecordRun) -> Iterator[Batch]:
-        """Take the stretch in, and yield the batches that are full."""
-        values, lines = stretch.values, stretch.lines
+    def add(self, run: RecordRun) -> Iterator[Batch]:
+        """Add a run of records, and yield the batches that are full."""
+        values, lines = run.values, run.lines
         at, size = 0, self.size
         if self._values or self._left_out:
             at = min(self.room, len(values))
-            self._hold(stretch, 0, at)
+            self._append(run, 0, at)
             if not self.room:
                 yield self._cut()
         while len(values) - at >= size:
             stop = at + size
-            place = partial(_place, stretch, at, stop)
+            place = partial(_place, run, at, stop)
             again = None if lines is None else partial(self._parse, lines[at:stop])
             yield Batch(self._index, values[at:stop], size, place, again)
             self._index += 1
             at = stop
-        self._hold(stretch, at, len(values))
+        self._append(run, at, len(values))
 
     def leave_out(self) -> Iterator[Batch]:
         """Count a malformed line, and yield the batch if it is full with it."""
@@ -134,12 +134,12 @@ class Batcher:
         if self._values or self._left_out:
             yield self._cut()
 
-    def _hold(self, stretch: RecordRun, at: int, stop: int) -> None:
+    def _append(self, run: RecordRun, at: int, stop: int) -> None:
         if at == stop:
             return
-        self._values += stretch.values[at:stop]
-        position = stretch.position(at, stop)
-        if self._positions and self._positions[-1].path == stretch.path:
+        self._values += run.values[at:stop]
+        position = run.position(at, stop)
+        if self._positions and self._positions[-1].path == run.path:
             position = position._replace(start=self._positions.pop().start)
         self._positions.append(position)
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Self, cast
 from cortex_dask.io.batch import BadLine
 from cortex_dask.io.store.source import UnreadableInput, local_path, open_source
 
-_LOCAL_BLOCK = 1 << 20  # bytes read at a time; ten times that as Python objects
+LOCAL_BLOCK = 1 << 20  # bytes read at a time; ten times that as Python objects
 _REMOTE_BLOCK = 4 << 20  # a request costs some tens of milliseconds
 _LONGEST_LINE = 1 << 30
 _BOM = b"\xef\xbb\xbf"
@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
 
 def compression_of(head: bytes) -> str | None:
-    """Tell the compression of a file from its first bytes."""
+    """Return the compression of a file from its first bytes."""
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
@@ -43,7 +43,7 @@ class JsonFile:
 
     def __init__(self, path: str, size: int, tag: str, data: bytes | None = None) -> None:
         self._path, self._size, self._tag = path, size, tag
-        self._block = _LOCAL_BLOCK if local_path(path) is not None else _REMOTE_BLOCK
+        self._block = LOCAL_BLOCK if local_path(path) is not None else _REMOTE_BLOCK
         self._raw: BinaryIO = open_source(path, size, tag) if data is None else io.BytesIO(data)
         try:
             self._detect_format()
@@ -108,7 +108,7 @@ class JsonFile:
         yield from self._whole_lines(self._bytes(start, stop), start)
 
     def _first_line(self, at: int, stop: int) -> int | None:
-        """Return where the first line after a newline at or behind ``at`` starts, None if not before ``stop``."""
+        """Return where the first line after a newline at or after ``at`` starts, None if not before ``stop``."""
         self._raw.seek(at)
         while at < stop - 1:
             data = self._raw.read(min(64 << 10, stop - 1 - at))
@@ -306,7 +306,7 @@ class _Array:
                 if not incomplete or not self._more():
                     raise self._malformed(message, number, place) from None
                 continue
-            # A number may go on behind the window; of one that does, no more than "e+" is left over.
+            # A number may continue after the window; then no more than "e+" is left over.
             number_cut = not isinstance(value, (dict, list, str)) and len(self._text) - end <= 2
             if not number_cut or self._text[end : end + 1] in tuple(",] \t\r\n") or not self._more():
                 break

@@ -98,7 +98,7 @@ class PartWriter:
         return self._done
 
     def discard(self) -> None:
-        """Forget what was written and leave nothing behind; after :meth:`close`, do nothing."""
+        """Remove what was written; after :meth:`close`, do nothing."""
         self._pending = []
         if self._done is None:
             try:

@@ -1,6 +1,6 @@
 """Read the pieces of a split from Parquet files: row group by row group, into batches of exactly ``batch_size`` rows.
 
-A stretch of a row group is decoded at a time, so memory is bounded whatever the size of row groups.
+A row group is decoded some rows at a time, so memory is bounded whatever the size of row groups.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cortex_dask.io.store.source import UnreadableInput, local_path, open_source
 
 #: What is decoded at a time. A reader of this many rows at a time is as fast as one of whole row groups (0.20 s for 5
 #: million rows of 4 columns, either way), and a piece that stops inside a row group does not pay for the rest of it.
-_STRETCH_ROWS, _STRETCH = 1 << 17, 16 << 20
+ROWS_AT_A_TIME, _BYTES_AT_A_TIME = 1 << 17, 16 << 20
 
 #: Bytes of a row group, uncompressed, up to which its encoded columns are fetched whole; larger ones so much at a time.
 _WHOLE, _BUFFER = 64 << 20, 4 << 20
@@ -35,35 +35,35 @@ def read_parquet(split: Split, header: PlanHeader, ahead: Ahead | None = None) -
     """Yield the batches of a split; see :func:`cortex_dask.io.reading.read_split`."""
     assert header.schema is not None
     size = header.batch_size
-    runs = [
+    ranges = [
         (first, list(_overlapping(split.pieces, first * size, None if stop is None else stop * size)))
-        for first, stop in _runs(split.only)
+        for first, stop in _batch_ranges(split.only)
     ]
-    found = _stretches(header, runs)
+    found = _row_runs(header, ranges)
     batcher = None
-    for first, stretch in found if ahead is None else ahead(found, _size_of):
-        if stretch is None:
+    for first, row_run in found if ahead is None else ahead(found, _size_of):
+        if row_run is None:
             if batcher is not None:
                 yield from batcher.rest()
             batcher = _Batcher(size, first)
         else:
             assert batcher is not None
-            yield from batcher.add(stretch)
+            yield from batcher.add(row_run)
     if batcher is not None:
         yield from batcher.rest()
 
 
-def _stretches(
-    header: PlanHeader, runs: list[tuple[int, list[tuple[Piece, int, int]]]]
+def _row_runs(
+    header: PlanHeader, ranges: list[tuple[int, list[tuple[Piece, int, int]]]]
 ) -> Iterator[tuple[int, RowRun | None]]:
-    """Yield the index of each run's first batch, with None at its start and then with each of its stretches."""
-    reader = RowReader(header, [piece for _, pieces in runs for piece, _, _ in pieces])
+    """Yield the index of each range's first batch, with None at its start and then with its rows."""
+    reader = RowReader(header, [piece for _, pieces in ranges for piece, _, _ in pieces])
     try:
-        for first, pieces in runs:
+        for first, pieces in ranges:
             yield first, None
             for piece, low, high in pieces:
-                for stretch in reader.rows(piece, low, high):
-                    yield first, stretch
+                for row_run in reader.rows(piece, low, high):
+                    yield first, row_run
     finally:
         reader.close()
 
@@ -72,8 +72,8 @@ def _size_of(item: tuple[int, RowRun | None]) -> int:
     return 0 if item[1] is None else item[1].rows.nbytes
 
 
-def _runs(only: Sequence[int] | None) -> Iterator[tuple[int, int | None]]:
-    """Yield runs of consecutive batch indexes: first and stop (None: to the end)."""
+def _batch_ranges(only: Sequence[int] | None) -> Iterator[tuple[int, int | None]]:
+    """Yield ranges of consecutive batch indexes: first and stop (None: to the end)."""
     if only is None:
         yield 0, None
         return
@@ -106,7 +106,7 @@ class RowRun(NamedTuple):
 
 
 class _Batcher:
-    """Cuts a stream of stretches into batches."""
+    """Cuts a stream of rows into batches."""
 
     def __init__(self, size: int, index: int) -> None:
         self._size, self._index = size, index
@@ -114,13 +114,13 @@ class _Batcher:
         self._positions: list[Position] = []
         self._held = 0
 
-    def add(self, stretch: RowRun) -> Iterator[Batch]:
-        """Take the stretch in, and yield the batches that are full."""
-        rows, at = stretch.rows, 0
+    def add(self, row_run: RowRun) -> Iterator[Batch]:
+        """Add rows, and yield the batches that are full."""
+        rows, at = row_run.rows, 0
         while at < rows.num_rows:
             count = min(self._size - self._held, rows.num_rows - at)
             self._parts.append(rows.slice(at, count))
-            self._note(stretch, at, at + count)
+            self._record_position(row_run, at, at + count)
             self._held += count
             at += count
             if self._held == self._size:
@@ -131,14 +131,14 @@ class _Batcher:
         if self._held:
             yield self._cut()
 
-    def _note(self, stretch: RowRun, at: int, stop: int) -> None:
-        if stretch.numbers is None:
-            start, end = stretch.start + at, stretch.start + stop
+    def _record_position(self, row_run: RowRun, at: int, stop: int) -> None:
+        if row_run.numbers is None:
+            start, end = row_run.start + at, row_run.start + stop
         else:
-            start, end = int(stretch.numbers[at]), int(stretch.numbers[stop - 1]) + 1
-        if self._positions and self._positions[-1].path == stretch.path:
+            start, end = int(row_run.numbers[at]), int(row_run.numbers[stop - 1]) + 1
+        if self._positions and self._positions[-1].path == row_run.path:
             start = self._positions.pop().start
-        self._positions.append(Position(stretch.path, "rows", start, end))
+        self._positions.append(Position(row_run.path, "rows", start, end))
 
     def _cut(self) -> Batch:
         table = pa.Table.from_batches(self._parts)
@@ -184,13 +184,13 @@ class RowReader:
             seen = 0  # passing rows so far
             for at, table in file.read(piece.group, start, stop, self._in_file(names)):
                 if not filtered:
-                    yield from self._stretches(table, piece, offset + at, None)
+                    yield from self._row_runs(table, piece, offset + at, None)
                     continue
                 numbers = self._passing(table, piece)
                 wanted = numbers[max(0, low - seen) : max(0, high - seen)]
                 seen += len(numbers)
                 if len(wanted):
-                    yield from self._stretches(table.take(pa.array(wanted)), piece, 0, wanted + (offset + at))
+                    yield from self._row_runs(table.take(pa.array(wanted)), piece, 0, wanted + (offset + at))
                 if seen >= high:
                     return
             if filtered and seen < high:
@@ -227,7 +227,7 @@ class RowReader:
         numbers = pc.indices_nonzero(mask(self._filters, columns))
         return np.asarray(numbers).astype(np.int64)
 
-    def _stretches(
+    def _row_runs(
         self, table: pa.Table, piece: Piece, start: int, numbers: np.ndarray[Any, Any] | None
     ) -> Iterator[RowRun]:
         at = 0
@@ -307,7 +307,7 @@ class _OpenFile:
         metadata = self._file.metadata.row_group(group)
         size = group_bytes(metadata, [leaf for name in present for leaf in self._leaves[name]])
         size = max(size, 4 * len(present) * metadata.num_rows)
-        count = max(1, min(_STRETCH_ROWS, _STRETCH * metadata.num_rows // size))
+        count = max(1, min(ROWS_AT_A_TIME, _BYTES_AT_A_TIME * metadata.num_rows // size))
         at = 0
         for rows in self._reader(size).iter_batches(
             batch_size=count, row_groups=[group], columns=present, use_threads=False

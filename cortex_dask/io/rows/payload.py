@@ -166,7 +166,7 @@ def _table_to_pandas(table: pa.Table) -> pd.DataFrame:
 
 
 def _floats_would_lose(column: pa.ChunkedArray | pa.Array) -> bool:
-    """Tell whether there are integers beside nulls, so that they would become floats, that no float can hold."""
+    """Return whether there are integers beside nulls, so that they would become floats, that no float can hold."""
     kind = column.type
     if pt.is_int64(kind) or pt.is_uint64(kind):
         if not column.null_count or column.null_count == len(column):

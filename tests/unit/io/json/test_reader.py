@@ -215,7 +215,7 @@ def test_every_line_is_read_once_and_exactly(
     starts.append(offset)
     at = [max(0, starts[min(line, len(lines))] + delta) for line, delta in cuts] if packing == "plain" else []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file, "_LOCAL_BLOCK", block)
+        patch.setattr(file, "LOCAL_BLOCK", block)
         records, malformed, batches = read(split_of(path, cuts=at), header(batch_size))
         pieces = [read(split_of_piece, header(batch_size)) for split_of_piece in _one_by_one(split_of(path, cuts=at))]
     assert repr(records) == repr(good)  # repr tells 1 from 1.0 and True
@@ -248,7 +248,7 @@ def test_arrays_are_read_element_by_element(
     data = b" \n" + json.dumps(elements, indent=indent, ensure_ascii=False).encode() + b"\n"
     path = write(tmp_path, "x.json", gzip.compress(data) if packed else data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file, "_LOCAL_BLOCK", block)
+        patch.setattr(file, "LOCAL_BLOCK", block)
         records, bad, _ = read(split_of(path), header())
     assert repr(records) == repr([element for element in elements if isinstance(element, dict)])
     others = [element for element in elements if not isinstance(element, dict)]

@@ -88,7 +88,7 @@ def test_every_row_that_passes_is_in_exactly_one_batch(
     retry: set[int],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parquet_reader, "_STRETCH_ROWS", stretch)
+        patch.setattr(parquet_reader, "ROWS_AT_A_TIME", stretch)
         at, expected, places = 0, [], {}
         for number, groups in enumerate(layout):
             path, tables, row = Path(folder) / f"{number:03d}.parquet", [], 0

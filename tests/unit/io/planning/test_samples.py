@@ -121,7 +121,7 @@ def test_every_line_is_a_sample_of_one_batch_in_order_wherever_files_are_cut(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(line_counts, "_MARK", mark)
         patch.setattr(line_counts, "_RANGE", cut)
-        patch.setattr("cortex_dask.io.json.file._LOCAL_BLOCK", block)
+        patch.setattr("cortex_dask.io.json.file.LOCAL_BLOCK", block)
         asked = job("delimited_files", paths=[f"{folder}/"], batch_size=batch_size, workers=workers)
         good = [line for line in expected if is_json(line)]
         if not good and (not expected or len(expected) >= 10):

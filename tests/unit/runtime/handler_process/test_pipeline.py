@@ -249,7 +249,7 @@ def test_small_batches_are_read_ahead_by_blocks(tmp_path: Path, monkeypatch: pyt
     """The next block is fetched while the first batch is handled, and its lines are parsed by who handles them."""
     from cortex_dask.io.json import file, reader
 
-    monkeypatch.setattr(file, "_LOCAL_BLOCK", 200)
+    monkeypatch.setattr(file, "LOCAL_BLOCK", 200)
     fetched, parsers = threading.Event(), set()
     real_blocks, real_parse = file.JsonFile.blocks, reader.parse_lines
 
@@ -274,7 +274,7 @@ def test_small_batches_are_read_ahead_by_blocks(tmp_path: Path, monkeypatch: pyt
 def test_small_batches_are_cut_from_what_was_decoded_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cortex_dask.io.parquet import reader
 
-    monkeypatch.setattr(reader, "_STRETCH_ROWS", 25)
+    monkeypatch.setattr(reader, "ROWS_AT_A_TIME", 25)
     decoded, decoders = threading.Event(), set()
     real = reader.RowReader.rows
 
