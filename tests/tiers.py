@@ -13,14 +13,15 @@ EXTENDED = [
     r"^tests/clusters/(?!test_conformance\.py::test_run_a_job\[(local|address)\])",
     r"^tests/integration/test_(gateway_\w+|scheduled_example|scale)\.py",
     # Faults: one of each kind on each store stays.
-    r"^tests/faults/test_fault_table\.py::test_fault\[(local|s3)-(?!exception, twice of three|rows that do not fit"
-    r"|exit, always|SIGKILL, once|hang, once|memory hog that fits)",
-    r"^tests/faults/test_fault_table\.py::test_(handlers_killed|each_format|malformed)\w*\[s3",
-    r"^tests/faults/test_coordinator_faults\.py::test_killed_and_resumed\w*\[(local|s3)-(?!committing|later|sealing)",
+    r"^tests/faults/test_fault_table\.py::test_fault\[(local|s3)-(?!exception, twice of three|exit, always"
+    r"|hang, once|memory hog that fits)",
+    r"^tests/faults/test_fault_table\.py::test_(handlers_killed|each_format|malformed|input_that_is)\w*\[s3",
+    r"^tests/faults/test_coordinator_faults\.py::test_killed_and_resumed\w*\[(local-(?!later|sealing)|s3-(?!first))",
     r"^tests/faults/test_coordinator_faults\.py::test_(append|overwrite|a_coordinator_that_wakes)\w*\[s3",
     r"^tests/faults/test_limits\.py::(\w+\[s3|test_retry_that_fails)",
     r"^tests/faults/test_storage_faults\.py::test_(requests_that_fail\[(?!1\])|an_outage_in_the_middle\[503|an_outage_that)",
     r"^tests/faults/test_worker_faults\.py::test_a_batch_that_kills_its_worker",
+    r"^tests/integration/test_store_s3\.py::test_a_fault_at_any_request\[.*503",
     # Contract: projects on a local disk stay.
     r"^tests/contract/test_unchanged_projects\.py::(.*s3|test_the_commands)",
     r"^tests/contract/test_1_project\.py::test_(a_project_over_the_size|a_dry_run_shows)",

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cortex_dask.io.batch import BadLine, Batch
     from cortex_dask.io.store.store import Store
 
-__all__ = ["FailureFile", "Verdict", "one_line", "shorten"]
 
 _IN_MEMORY = 4 * 1024 * 1024  # bytes of dead letters that are held before they go to a temporary file
 _COPY = 1024 * 1024

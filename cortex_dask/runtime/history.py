@@ -7,8 +7,6 @@ from typing import Any, Self
 
 from cortex_dask.runtime.failures import Verdict
 
-__all__ = ["BatchHistory", "SplitHistory"]
-
 
 @dataclass(slots=True)
 class BatchHistory:

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
-__all__ = ["Phase", "ProgressCell", "Snapshot"]
-
 _BATCH, _ATTEMPT, _ROWS_IN_HAND, _CALLED, _PHASE, _READING = range(6)
 _READ, _DONE, _ROWS, _WRITTEN, _BEATS, _RUN = range(6, 12)
 _SIZE = 16 * 8  # sixteen words; mmap rounds up to a page anyway
