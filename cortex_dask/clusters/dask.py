@@ -24,6 +24,7 @@ from cortex_dask.errors import ClusterError, SpecError
 from cortex_dask.io.job.records import Outcome, SplitTask
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.runtime.cluster import Cluster, Done, Report, WorkerLost
+from cortex_dask.runtime.frames import decode
 from cortex_dask.runtime.timeout import BackgroundCall, call_with_timeout
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ class DaskCluster(Cluster):
 
     def _on_event(self, event: dict[str, Any]) -> None:
         if not self._outcomes.receive(event):
-            self._report(event)
+            self._report(decode(event["event"]))
 
     def submit(self, tasks: Sequence[tuple[SplitTask, Done]], *, elsewhere: bool = False) -> None:
         """Send each split as one Dask task, many in one message; its future is dropped as soon as it is done."""

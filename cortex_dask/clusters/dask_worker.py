@@ -10,6 +10,7 @@ import orjson
 from cortex_dask.clusters import versions
 from cortex_dask.clusters.outcomes import outcome_event
 from cortex_dask.io.job.records import Outcome, SplitTask
+from cortex_dask.runtime.frames import encode
 
 
 def run_split(data: bytes, needed: dict[str, str | None]) -> bytes:
@@ -23,7 +24,7 @@ def run_split(data: bytes, needed: dict[str, str | None]) -> bytes:
 
     worker = get_worker()
     events = topic(task.job_url)
-    outcome = orjson.dumps(supervise(task, lambda event: worker.log_event(events, event)))
+    outcome = orjson.dumps(supervise(task, lambda event: worker.log_event(events, {"event": encode(event)})))
     key = worker.get_current_task()
     token = str(key[-1]) if isinstance(key, tuple) else ""
     if (event := outcome_event((token, task.split.number, task.attempt), outcome)) is not None:
@@ -39,7 +40,7 @@ def run_completion(job_url: str) -> dict[str, Any]:
 
     worker = get_worker()
     events = topic(job_url)
-    return supervise(job_url, lambda event: worker.log_event(events, event)).to_json()
+    return supervise(job_url, lambda event: worker.log_event(events, {"event": encode(event)})).to_json()
 
 
 def stop_job(job_url: str, reason: str) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from cortex_dask.io.job.records import Outcome, SplitTask
+from cortex_dask.io.job.records import Outcome, SplitEvent, SplitTask
 from cortex_dask.io.job.settings import JobSettings
 
 
@@ -20,7 +19,7 @@ class WorkerLost(Exception):  # noqa: N818 - named as the cause that users read 
 
 
 Done = Callable[[Outcome | Exception], None]
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[SplitEvent], None]
 
 
 class Cluster(ABC):

@@ -24,7 +24,6 @@ LAYERS = [
     [  # what both sides of the pipe share, and the port to the machines
         "runtime.cluster",
         "runtime.timeout",
-        "runtime.frames",
         "runtime.progress_cell",
         "runtime.log_line",
         "runtime.failures",
@@ -32,6 +31,7 @@ LAYERS = [
         "runtime.job_context",
     ],
     ["runtime.history"],
+    ["runtime.frames"],
     ["runtime.handler_process"],
     ["runtime.worker"],
     ["runtime.dead_letters"],

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cortex_dask.runtime.frames import Ready
 from cortex_dask.runtime.worker import slots, supervisor
 from cortex_dask.runtime.worker.devices import find_gpus
 from tests.gpu.conftest import Gpu
@@ -59,7 +60,7 @@ def run_at_once(job: TestJob, count: int) -> None:
         processes = [stack.enter_context(slots.lease(job.url)).process() for _ in range(count)]
         for process in processes:
             event = process.inbox.get(timeout=120)
-            assert event["type"] == "ready", event
+            assert isinstance(event, Ready), event
 
 
 def devices_in(folder: Path) -> list[list[str]]:

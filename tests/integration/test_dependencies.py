@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from cortex_dask.io.cache import prune
+from cortex_dask.io.job.records import SlotState
 from cortex_dask.runtime.worker import slots
 from cortex_dask.runtime.worker.dependencies import Dependencies, DependencyError, mask
 from cortex_dask.runtime.worker.installation import InstallationCancelledError, Installer
@@ -581,7 +582,7 @@ def test_jobs_with_conflicting_pins_run_side_by_side(make: Make, wheels: Path) -
     assert rows[0]["prefix"] != rows[1]["prefix"]
     assert all(row["python"] == f"{row['prefix']}/bin/python" for row in rows)
     for job in jobs:
-        states = [event["state"] for event in job.events if event["type"] == "slot"]
+        states = [event.state for event in job.events if isinstance(event, SlotState)]
         assert states == ["initializing", "running"]
         job.close()
         assert any("the interpreter with requirements.txt was made in" in line["message"] for line in job.logs())

@@ -16,6 +16,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from cortex_dask.io.job.records import Metrics, NoOutput, SchemaProposed, SplitProgress
 from cortex_dask.io.job.splits import batch_id
 from cortex_dask.runtime.worker import slots, supervisor, watch
 from tests.support.jobs import TestJob, make_job
@@ -534,9 +535,11 @@ def test_the_same_instance_handles_all_splits_and_completes_the_job(make: Make) 
         == second.extra["metrics"]
         == [{"metric": "rows", "kind": "counter", "tags": {"kind": "x"}, "value": 100}]
     )
-    assert {"type": "no output", "split": 0} in job.events
+    assert NoOutput(0) in job.events
     assert supervisor.run_completion(job.url, job.report).kind == "done"
-    assert job.events[-1]["metrics"][0]["value"] == 200
+    last = job.events[-1]
+    assert isinstance(last, Metrics)
+    assert last.metrics[0]["value"] == 200
     job.close()
     assert "handled 200" in [line["message"] for line in job.logs()]
 
@@ -797,7 +800,7 @@ def test_a_schema_is_proposed_when_every_column_has_a_type(make: Make) -> None:
     (failure,) = record.failures
     assert failure.batch == 5
     assert "'b'" in failure.error
-    assert [event["type"] for event in job.events].count("schema") == 1
+    assert [type(event) for event in job.events].count(SchemaProposed) == 1
 
 
 def test_progress_is_reported_about_every_second(make: Make) -> None:
@@ -809,10 +812,10 @@ def test_progress_is_reported_about_every_second(make: Make) -> None:
     """
     job = make(handler)
     job.record()
-    reports = [event for event in job.events if event["type"] == "progress"]
+    reports = [event for event in job.events if isinstance(event, SplitProgress)]
     assert len(reports) >= 2
-    assert reports[-1]["batches"] > 0
-    assert reports[-1]["rows"] == reports[-1]["batches"] * 10
+    assert reports[-1].batches > 0
+    assert reports[-1].rows == reports[-1].batches * 10
 
 
 def test_processes_that_come_and_go_leave_nothing_behind(make: Make) -> None:

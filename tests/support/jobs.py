@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.logs import JobLogs
-from cortex_dask.io.job.records import Outcome, SplitRecord, SplitTask
+from cortex_dask.io.job.records import Outcome, SchemaProposed, SplitEvent, SplitRecord, SplitTask
 from cortex_dask.io.job.settings import ComputeSettings, HandlerSettings, JobSettings, LimitSettings, OutputSettings
 from cortex_dask.io.job.splits import DatasetInput, Split
 from cortex_dask.io.planning.plan import plan
@@ -35,13 +35,13 @@ class TestJob:
     directory: JobDirectory
     settings: JobSettings
     splits: list[Split]
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[SplitEvent] = field(default_factory=list)
 
-    def report(self, event: dict[str, Any]) -> None:
+    def report(self, event: SplitEvent) -> None:
         """Take an event as a coordinator does: the first proposal settles the schema."""
         self.events.append(event)
-        if event["type"] == "schema":
-            self.directory.settle_schema(event["schema"])
+        if isinstance(event, SchemaProposed):
+            self.directory.settle_schema(event.schema)
 
     def run(self, number: int = 0, *, in_line: bool = False, schema: str | None = None) -> Outcome:
         """Run one split."""

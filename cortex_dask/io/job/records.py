@@ -1,4 +1,4 @@
-"""What travels between coordinator, worker and ledger: the split task, its outcome, and the ledger's record."""
+"""What travels between coordinator, worker and ledger: the split task, its events and outcome, the ledger's record."""
 
 from __future__ import annotations
 
@@ -120,3 +120,50 @@ class Outcome:
         """Build an outcome from what :meth:`to_json` returned."""
         record = value.get("record")
         return cls(**{**value, "record": SplitRecord.from_json(record) if record else None})
+
+
+# the events of a running split, which reach the coordinator ----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SplitProgress:
+    """How far an attempt at a split is."""
+
+    split: int
+    attempt: int
+    batches: int
+    rows: int
+    failed_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotState:
+    """What a slot is doing: ``initializing``, ``running`` or ``failed``."""
+
+    slot: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaProposed:
+    """The schema (base64 of Arrow IPC) that the first rows of a split would give the job's output."""
+
+    split: int
+    schema: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoOutput:
+    """No row came back from the first batch of a split."""
+
+    split: int
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What ``on_job_complete`` pushed."""
+
+    metrics: list[dict[str, Any]]
+
+
+SplitEvent = SplitProgress | SlotState | SchemaProposed | NoOutput | Metrics

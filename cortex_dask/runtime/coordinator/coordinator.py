@@ -13,12 +13,20 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from cortex_dask.errors import CortexDaskError, InputError, JobRunningError
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.ledger import Ledger
-from cortex_dask.io.job.records import Outcome, Part, SplitRecord, SplitTask
+from cortex_dask.io.job.records import (
+    NoOutput,
+    Outcome,
+    Part,
+    SchemaProposed,
+    SplitEvent,
+    SplitProgress,
+    SplitRecord,
+    SplitTask,
+)
 from cortex_dask.io.job.splits import PlanHeader, Split
 from cortex_dask.io.job.status import COMPLETE_STATUSES, FINAL_STATUSES
 from cortex_dask.io.output.directory import OutputDirectory
@@ -301,15 +309,16 @@ class Coordinator:
 
     # what other threads report --------------------------------------------------------------------------------------
 
-    def _on_event(self, event: dict[str, Any]) -> None:
+    def _on_event(self, event: SplitEvent) -> None:
         """Record an event of a running split."""
-        if event["type"] == "progress" and event["split"] in self._ledger:
-            return  # of an attempt that came too late: its batches are counted
+        match event:
+            case SplitProgress(split) if split in self._ledger:
+                return  # of an attempt that came too late: its batches are counted
+            case SchemaProposed(split, schema):
+                self._inbox.put(lambda: self._propose(split, schema))
+            case NoOutput():
+                self._inbox.put(self._election.report_no_output)
         self._board.add_event(event)
-        if event["type"] == "schema":
-            self._inbox.put(lambda: self._propose(event["split"], event["schema"]))
-        elif event["type"] == "no output":
-            self._inbox.put(self._election.report_no_output)
 
     def _report_end(self, attempt: Attempt, result: Outcome | Exception) -> None:
         self._inbox.put(partial(self._on_end, attempt, result))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from cortex_dask.io.job.records import SlotState, SplitEvent, SplitProgress
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.io.job.status import FINAL_STATUSES
 from cortex_dask.runtime.coordinator.totals import JobTotals
@@ -50,7 +51,7 @@ class StatusBoard:
         self._start_time: float | None = None
         self._end_time: float | None = None
         self._undelivered = 0  # failures that could not be delivered where the submission says
-        self._in_flight: dict[int, dict[int, dict[str, int]]] = {}  # by split and attempt
+        self._in_flight: dict[int, dict[int, SplitProgress]] = {}  # by split and attempt
         self._workers = WorkerStates(settings.workers)
         self._run_started = time.monotonic()
         self._batches_before = 0
@@ -71,17 +72,14 @@ class StatusBoard:
             self.status = "running"
             self._start_time = self._start_time or time.time()
 
-    def add_event(self, event: Document) -> None:
+    def add_event(self, event: SplitEvent) -> None:
         """Record a report of a worker."""
         with self._lock:
-            if event["type"] == "progress":
-                self._in_flight.setdefault(event["split"], {})[event.get("attempt", 1)] = {
-                    "batches": event.get("batches", 0),
-                    "rows": event.get("rows", 0),
-                    "failed_attempts": event.get("failed_attempts", 0),
-                }
-            elif event["type"] == "slot":
-                self._workers.report(event["slot"], event["state"])
+            match event:
+                case SplitProgress():
+                    self._in_flight.setdefault(event.split, {})[event.attempt] = event
+                case SlotState(slot, state):
+                    self._workers.report(slot, state)
 
     def remove_attempt(self, split: int, attempt: int) -> None:
         """Forget the progress of an attempt that has ended."""
@@ -132,9 +130,9 @@ class StatusBoard:
         settings, totals = self._settings, self._shown_totals
         is_final = self.status in FINAL_STATUSES
         # Of two attempts at a split only one will count.
-        running = [max(attempts.values(), key=lambda item: item["batches"]) for attempts in self._in_flight.values()]
-        done = totals.batches + sum(item["batches"] for item in running)
-        rows_in = totals.rows_in + sum(item["rows"] for item in running)
+        running = [max(attempts.values(), key=lambda item: item.batches) for attempts in self._in_flight.values()]
+        done = totals.batches + sum(item.batches for item in running)
+        rows_in = totals.rows_in + sum(item.rows for item in running)
         total = max(totals.total_batches, done)
         elapsed = max((self._end_time or time.time()) - self._start_time, 1e-9) if self._start_time else 0.0
         run_elapsed = max(time.monotonic() - self._run_started, 1e-9)
@@ -157,8 +155,8 @@ class StatusBoard:
             "failed_batches": totals.failed_batches,
             "undelivered": self._undelivered,
             "batch_metrics": {
-                "succeeded": totals.succeeded_batches + sum(item["batches"] for item in running),
-                "failed": totals.failed_attempts + sum(item["failed_attempts"] for item in running),
+                "succeeded": totals.succeeded_batches + sum(item.batches for item in running),
+                "failed": totals.failed_attempts + sum(item.failed_attempts for item in running),
                 "avg_time_per_batch": totals.handle_seconds / totals.batches if totals.batches else None,
             },
             "worker_counts": self._workers.counts(self.status if is_final else None),

@@ -17,6 +17,7 @@ from cortex_dask.io.job.splits import BATCH_NAMESPACE, BatchFormat, batch_id
 from cortex_dask.io.rows.payload import rows_slice, to_payload
 from cortex_dask.io.rows.result import to_table
 from cortex_dask.runtime.failures import Verdict, one_line, shorten
+from cortex_dask.runtime.frames import AttemptFailed, BatchEvent, Recovered, RowsLimit
 from cortex_dask.runtime.handler_process import log
 from cortex_dask.runtime.handler_process.handler import LoadedHandler
 from cortex_dask.runtime.handler_process.memory import is_device_lost, is_out_of_memory, release_memory
@@ -32,7 +33,7 @@ Rows = Union["pa.Table", "EncodedRows"]
 Fit = Callable[[list[Rows]], list[Rows]]
 Shortcut = Callable[[Any], "EncodedRows | None"]
 Name = Callable[[], str]  # makes a batch's id, for those who want it
-Notify = Callable[[dict[str, Any]], None]
+Notify = Callable[[BatchEvent], None]
 
 _NOT_MADE = object()
 _NEW = BatchHistory()  # of a batch that nothing has happened to
@@ -176,7 +177,7 @@ class Attempts:
                         raise ProcessSpent(f"the device is of no more use to this process: {one_line(error)}") from None
                 else:
                     if known is not None or attempts:
-                        self._notify({"type": "recovered", "batch": index})
+                        self._notify(Recovered(index))
                     return tables
                 if verdict is not None:
                     return verdict
@@ -202,17 +203,7 @@ class Attempts:
         what = "failed with a single row" if memory else f"failed (attempt {attempts} of {most})"
         level = logging.ERROR if final else logging.WARNING
         log.logger.log(level, "batch %s: %s", what, verdict.error, extra={"exc_info": text})
-        self._notify(
-            {
-                "type": "failed attempt",
-                "batch": index,
-                "attempts": attempts,
-                "final": final,
-                "cause": verdict.cause,
-                "error": verdict.error,
-                "traceback": text,
-            }
-        )
+        self._notify(AttemptFailed(index, verdict, final))
         return verdict if final else None
 
     # one attempt ------------------------------------------------------------------------------------------------------
@@ -247,7 +238,7 @@ class Attempts:
         # The largest piece, not the smallest: one huge row must not make all batches of the job handled row by row.
         if (exhausted or known_limit is not None) and 0 < largest < (self._handler.rows_limit or rows):
             self._handler.rows_limit = largest
-            self._notify({"type": "rows limit", "rows": largest, "everywhere": exhausted})
+            self._notify(RowsLimit(largest, everywhere=exhausted))
         return tables
 
     def _call(

@@ -17,7 +17,7 @@ _AHEAD = 2  # items that may always wait, however big
 _MOST = 512  # items that may wait, however small
 
 
-class Aborted(Exception):  # noqa: N818 - a signal between threads, never shown
+class ChannelAborted(Exception):  # noqa: N818 - a signal between threads, never shown
     """The other side gave up; there is nobody to put items for."""
 
 
@@ -47,14 +47,14 @@ class Channel(Generic[T]):
 
         Raises
         ------
-        Aborted
+        ChannelAborted
             If the consumer has given up.
         """
         with self._lock:
             while self._is_full(size) and not self._aborted:
                 self._room.wait()
             if self._aborted:
-                raise Aborted
+                raise ChannelAborted
             self._items.append((item, size))
             self._size += size
             if self._consumer_waits:
@@ -75,7 +75,7 @@ class Channel(Generic[T]):
                 self._filled.wait()
                 self._consumer_waits = False
             if self._aborted:
-                raise Aborted
+                raise ChannelAborted
             if not self._items:
                 if self._error is not None:
                     raise self._error
@@ -92,7 +92,7 @@ class Channel(Generic[T]):
             return taken
 
     def abort(self) -> None:
-        """Give up, on either side: whoever waits, or comes next, gets :class:`Aborted`."""
+        """Give up, on either side: whoever waits, or comes next, gets :class:`ChannelAborted`."""
         with self._lock:
             self._aborted = True
             self._items.clear()

@@ -15,11 +15,8 @@ import queue
 import select
 import signal
 import threading
-from typing import Any
 
-import orjson
-
-from cortex_dask.runtime.frames import FrameReader, FrameWriter
+from cortex_dask.runtime.frames import Command, FrameReader, FrameWriter, ProcessEvent, SchemaAnswer, decode
 from cortex_dask.runtime.progress_cell import ProgressCell
 
 _ORPHAN_CHECK = 5.0  # seconds between two looks at the parent, should a copy of the pipe's other end live on elsewhere
@@ -55,15 +52,15 @@ class Connection:
         self._parent = os.getppid()
         self._lifeline = lifeline
         self.cell = ProgressCell(cell)
-        self.commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self.answers: queue.SimpleQueue[SchemaAnswer] = queue.SimpleQueue()
         self._arm()
         stdin = os.dup(0)  # what the handler reads from its standard input is nothing, not our commands
         with open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), 0)
         threading.Thread(target=self._listen, args=(stdin,), name="cortex-dask-commands", daemon=True).start()
 
-    def send(self, event: dict[str, Any]) -> None:
+    def send(self, event: ProcessEvent) -> None:
         """Tell the supervisor something."""
         try:
             self._events.send(event)
@@ -102,5 +99,8 @@ class Connection:
             if not data:
                 die()
             for _, body in reader.feed(data):
-                command = orjson.loads(body)
-                (self.answers if command["type"] == "schema" else self.commands).put(command)
+                command: Command = decode(body)
+                if isinstance(command, SchemaAnswer):
+                    self.answers.put(command)
+                else:
+                    self.commands.put(command)

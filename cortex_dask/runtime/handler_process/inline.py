@@ -12,17 +12,17 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cortex_dask.errors import CortexDaskError, HandlerError, StorageError
 from cortex_dask.io.job.directory import JobDirectory
-from cortex_dask.io.job.records import Outcome, SplitRecord, SplitTask
+from cortex_dask.io.job.records import NoOutput, Outcome, SchemaProposed, SlotState, SplitTask
 from cortex_dask.io.store.store import Store
 from cortex_dask.runtime import job_context
+from cortex_dask.runtime.cluster import Report
 from cortex_dask.runtime.failures import one_line
+from cortex_dask.runtime.frames import AttemptFailed, BatchEvent, SchemaMismatch
 from cortex_dask.runtime.handler_process.attempts import ProcessSpent
 from cortex_dask.runtime.handler_process.handler import LoadedHandler, job_spec, load_class
 from cortex_dask.runtime.handler_process.memory import is_out_of_memory
@@ -31,8 +31,6 @@ from cortex_dask.runtime.handler_process.pipeline import LoadedJob, SplitRun, ru
 from cortex_dask.runtime.history import SplitHistory
 from cortex_dask.runtime.metrics import MetricsClient
 from cortex_dask.runtime.progress_cell import ProgressCell
-
-Report = Callable[[dict[str, Any]], None]
 
 _jobs: dict[str, LoadedJob] = {}
 _lock = threading.RLock()
@@ -48,29 +46,26 @@ def run_split(task: SplitTask, report: Report) -> Outcome:
         return _failed_start(error, number)
     if task.rows_limit is not None:
         job.handler.rows_limit = min(task.rows_limit, job.handler.rows_limit or task.rows_limit)
-    report({"type": "slot", "slot": "inline", "state": "running"})
-    counted = _Count(report, number)
-    attempt_id = uuid.uuid4().hex
+    report(SlotState("inline", "running"))
+    counted = _Count(report)
     # What the user's keyboard interrupts is the caller, not a batch.
-    attempt = SplitRun(task, attempt_id, SplitHistory(), overlap=False, guard=(Exception, SystemExit))
+    attempt = SplitRun(task, uuid.uuid4().hex, SplitHistory(), overlap=False, guard=(Exception, SystemExit))
     try:
-        fields = run_attempt(job, attempt, _Settled(JobDirectory(task.job_url), number, report), counted.take)
+        record = run_attempt(job, attempt, _Settled(JobDirectory(task.job_url), number, report), counted.take)
     except NeedsSchema as error:
         return Outcome("needs schema", number, schema=error.schema)
     except StorageError as error:
         return Outcome("storage", number, message=str(error))
     except ProcessSpent as error:
         return Outcome("worker error", number, message=f"{error} (a cluster of processes would start a new one)")
-    record = SplitRecord.from_json(
-        {
-            **fields,
-            "extra": {**fields["extra"], **({"rows_limit": limit} if (limit := job.handler.rows_limit) else {})},
-            "attempt_id": attempt_id,
-            "failed_attempts": counted.failed_attempts,
-            "seconds": time.monotonic() - began,
-            "worker": "inline",
-            "finished": time.time(),
-        }
+    limit = job.handler.rows_limit
+    record = replace(
+        record,
+        extra={**record.extra, **({"rows_limit": limit} if limit else {})},
+        failed_attempts=counted.failed_attempts,
+        seconds=time.monotonic() - began,
+        worker="inline",
+        finished=time.time(),
     )
     return Outcome("done", number, record)
 
@@ -147,15 +142,15 @@ class _Count:
     """Counts the failed attempts of a split."""
 
     report: Report
-    split: int
     failed_attempts: int = 0
 
-    def take(self, event: dict[str, Any]) -> None:
+    def take(self, event: BatchEvent) -> None:
         """Take in an event of the pipeline."""
-        if event["type"] in ("failed attempt", "misfit"):
-            self.failed_attempts += 1
-        elif event["type"] == "no output":
-            self.report({"type": "no output", "split": self.split})
+        match event:
+            case AttemptFailed() | SchemaMismatch():
+                self.failed_attempts += 1
+            case NoOutput():
+                self.report(event)
 
 
 @dataclass(slots=True)
@@ -169,7 +164,7 @@ class _Settled:
 
     def propose(self, schema: str) -> None:
         """Settle it."""
-        self.report({"type": "schema", "split": self.split, "schema": schema})
+        self.report(SchemaProposed(self.split, schema))
         self.schema = self.directory.settle_schema(schema)
 
     def answer(self, *, wait: bool) -> str | None:

@@ -21,10 +21,23 @@ from typing import TYPE_CHECKING, Any
 
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.settings import JobSettings
-from cortex_dask.io.job.splits import PlanHeader
 from cortex_dask.io.store.store import Store
 from cortex_dask.runtime import job_context
 from cortex_dask.runtime.failures import one_line
+from cortex_dask.runtime.frames import (
+    Aborted,
+    Close,
+    Complete,
+    Completed,
+    Done,
+    InitFailed,
+    PlanKnown,
+    Ready,
+    RunSplit,
+    SchemaAsked,
+    Setup,
+    Spent,
+)
 from cortex_dask.runtime.handler_process import log, memory
 from cortex_dask.runtime.handler_process.connection import Connection
 from cortex_dask.runtime.handler_process.handler import LoadedHandler, job_spec, load_class
@@ -37,8 +50,6 @@ if TYPE_CHECKING:
 _LARGE = 32 << 20  # bytes: what a handler has to take for it to be worth a look at what it has freed again
 _ANSWER_SECONDS = 60.0  # longer than the supervisor waits for an answer itself
 
-Command = dict[str, Any]
-
 
 def main() -> None:
     """Set the process up, load the handler, then do what the supervisor asks for until it goes."""
@@ -47,41 +58,41 @@ def main() -> None:
         os.set_inheritable(int(descriptor), False)  # they are this process' own, and not of those that it starts
     sys.argv[1:] = []
     setup = link.commands.get()
-    settings = JobSettings.from_json(setup["settings"])
-    log.install(link.send_log, setup["labels"], settings.handler.log_level)
+    assert isinstance(setup, Setup)
+    settings = setup.settings
+    log.install(link.send_log, setup.labels, settings.handler.log_level)
     faulthandler.register(signal.SIGUSR2, file=2)  # the supervisor asks what hangs before it kills
-    job_context.enter(setup.get("surroundings"), setup.get("variables", {}))
+    job_context.enter(setup.context, setup.variables)
     metrics = MetricsClient()
     try:
-        _settle_in(settings, setup["directory"])
-        handler_class, signature = load_class(settings, JobDirectory(setup["job_url"]), setup["directory"])
+        _settle_in(settings, setup.directory)
+        handler_class, signature = load_class(settings, JobDirectory(setup.job_url), setup.directory)
         # The number of batches is known when the job is planned; a handler that does not ask for it is made before
         # that.
         plan = _wait_for_plan(link) if "job_spec" in signature.init else None
         before = memory.resident()
-        handler = LoadedHandler.construct(
-            handler_class, signature, settings, plan and _spec(settings, plan), metrics, setup["directory"]
-        )
+        spec = None if plan is None else _spec(settings, plan)
+        handler = LoadedHandler.construct(handler_class, signature, settings, spec, metrics, setup.directory)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the job ends with it, and says so
         _report_failed_start(link, error)
         sys.exit(1)
     if memory.resident() - before > _LARGE:
         memory.trim()
-    link.send({"type": "ready", "on_job_complete": signature.on_job_complete})
+    link.send(Ready(signature.on_job_complete))
     _warm_up(settings)
     link.cell.set_phase(Phase.IDLE)
     job: LoadedJob | None = None
     while True:
         command = plan if plan is not None and job is None else link.commands.get()
-        match command["type"]:
-            case "plan":
-                job = _make_job(setup["job_url"], settings, command, handler, metrics, link)
-            case "split":
+        match command:
+            case PlanKnown():
+                job = _make_job(setup, command, handler, metrics, link)
+            case RunSplit():
                 assert job is not None
                 _run_split(link, job, command)
-            case "complete":
+            case Complete():
                 _run_completion(link, handler, metrics)
-            case "close":
+            case Close():
                 _leave()
 
 
@@ -118,23 +129,22 @@ def _is_library(entry: str) -> bool:
     return any(part in ("site-packages", "dist-packages") or part.startswith("python3") for part in Path(entry).parts)
 
 
-def _wait_for_plan(link: Connection) -> Command:
-    while (command := link.commands.get())["type"] != "plan":
-        if command["type"] == "close":
+def _wait_for_plan(link: Connection) -> PlanKnown:
+    while not isinstance(command := link.commands.get(), PlanKnown):
+        if isinstance(command, Close):
             _leave()
     return command
 
 
-def _spec(settings: JobSettings, plan: Command) -> dict[str, Any]:
-    return job_spec(settings, total_batch_count=plan["header"]["batches"], start_time=plan["start_time"])
+def _spec(settings: JobSettings, plan: PlanKnown) -> dict[str, Any]:
+    return job_spec(settings, total_batch_count=plan.header.batches, start_time=plan.start_time)
 
 
 def _report_failed_start(link: Connection, error: BaseException) -> None:
     log.logger.error("the handler cannot be started: %s", one_line(error), exc_info=error)
     log.finish_lines()
-    kind = "out of memory" if memory.is_out_of_memory(error) else "worker error"
     message = f"the handler cannot be started: {one_line(error)}"
-    link.send({"type": "init failed", "kind": kind, "message": message})
+    link.send(InitFailed("out of memory" if memory.is_out_of_memory(error) else "worker error", message))
 
 
 def _warm_up(settings: JobSettings) -> None:
@@ -163,47 +173,45 @@ def _warm_up(settings: JobSettings) -> None:
 
 
 def _make_job(
-    job_url: str, settings: JobSettings, plan: Command, handler: LoadedHandler, metrics: MetricsClient, link: Connection
+    setup: Setup, plan: PlanKnown, handler: LoadedHandler, metrics: MetricsClient, link: Connection
 ) -> LoadedJob:
     from cortex_dask.runtime.handler_process.pipeline import LoadedJob
 
+    settings, header = setup.settings, plan.header
     output = Store(settings.output.url) if settings.output is not None else None
-    header = PlanHeader.from_json(plan["header"])
     import_module("cortex_dask.io.parquet.reader" if header.format == "parquet" else "cortex_dask.io.json.reader")
-    return LoadedJob(settings, header, Store(job_url), output, handler, metrics, link.cell)
+    return LoadedJob(settings, header, Store(setup.job_url), output, handler, metrics, link.cell)
 
 
-def _run_split(link: Connection, job: LoadedJob, command: Command) -> None:
-    """Run a split, and tell how it ended."""
+def _run_split(link: Connection, job: LoadedJob, command: RunSplit) -> None:
+    """Run a split, and report how it ended."""
     from cortex_dask.errors import StorageError
-    from cortex_dask.io.job.records import SplitTask
     from cortex_dask.runtime.handler_process.attempts import ProcessSpent
     from cortex_dask.runtime.handler_process.part import NeedsSchema
     from cortex_dask.runtime.handler_process.pipeline import SplitRun, run_attempt
-    from cortex_dask.runtime.history import SplitHistory
 
-    link.cell.begin_run(command["run"])
-    if command["rows_limit"] is not None:
-        job.handler.rows_limit = min(command["rows_limit"], job.handler.rows_limit or command["rows_limit"])
-    job.handler.patience = command["patience"]
-    history = SplitHistory.from_json(command["history"])
-    attempt = SplitRun(SplitTask.from_json(command["task"]), command["attempt_id"], history)
+    run = command.run
+    link.cell.begin_run(run)
+    if command.rows_limit is not None:
+        job.handler.rows_limit = min(command.rows_limit, job.handler.rows_limit or command.rows_limit)
+    job.handler.patience = command.patience
+    split_run = SplitRun(command.task, command.attempt_id, command.history)
+    ended: Done | Spent | Aborted
     try:
-        record = run_attempt(job, attempt, _Asked(link), link.send)
-        ended: dict[str, Any] = {"type": "done", "record": record, "exhausted": job.handler.exhausted}
+        record = run_attempt(job, split_run, _Asked(link), link.send)
+        ended = Done(run, record, job.handler.exhausted)
     except NeedsSchema as error:
-        ended = {"type": "aborted", "kind": "needs schema", "schema": error.schema, "message": ""}
+        ended = Aborted(run, "needs schema", schema=error.schema)
     except ProcessSpent as error:
-        ended = {"type": "spent", "message": str(error)}
+        ended = Spent(run, str(error))
     except StorageError as error:
-        ended = {"type": "aborted", "kind": "storage", "schema": None, "message": str(error)}
+        ended = Aborted(run, "storage", message=str(error))
     except Exception as error:  # noqa: BLE001 - a fault of ours, not of a batch: the job must not go on
         log.logger.error("the split cannot be run: %s", one_line(error), exc_info=error)
-        message = f"a split cannot be run: {one_line(error)}"
-        ended = {"type": "aborted", "kind": "worker error", "schema": None, "message": message}
+        ended = Aborted(run, "worker error", message=f"a split cannot be run: {one_line(error)}")
     log.finish_lines()
     link.cell.set_phase(Phase.IDLE)
-    link.send({**ended, "run": command["run"]})
+    link.send(ended)
 
 
 class _Asked:
@@ -218,7 +226,7 @@ class _Asked:
 
     def propose(self, schema: str) -> None:
         """Tell what the first rows make of it."""
-        self._link.send({"type": "schema", "schema": schema})
+        self._link.send(SchemaAsked(schema))
 
     def answer(self, *, wait: bool) -> str | None:
         """Return what was settled."""
@@ -229,7 +237,7 @@ class _Asked:
                 command = self._link.answers.get(block=wait, timeout=_ANSWER_SECONDS if wait else None)
             except queue.Empty:
                 return None
-            self._answer, self._answered = command["schema"], True
+            self._answer, self._answered = command.schema, True
         return self._answer
 
 
@@ -245,7 +253,7 @@ def _run_completion(link: Connection, handler: LoadedHandler, metrics: MetricsCl
         log.logger.error("on_job_complete failed: %s", one_line(error), exc_info=error)
         message = f"on_job_complete failed: {one_line(error)}"
     log.finish_lines()
-    link.send({"type": "completed", "message": message, "metrics": metrics.collect()})
+    link.send(Completed(message, metrics.collect()))
 
 
 def _leave() -> None:

@@ -11,13 +11,15 @@ import pyarrow as pa
 
 from cortex_dask.io.arrow.cast import conform
 from cortex_dask.io.arrow.schema import decide_schema, decode_schema, encode_schema, is_decided
+from cortex_dask.io.job.records import Part
 from cortex_dask.io.job.settings import OutputSettings
 from cortex_dask.io.job.splits import part_name
 from cortex_dask.io.json.encoder import EncodedRows
 from cortex_dask.io.output.directory import AttemptName
 from cortex_dask.io.store.staged_file import StagedFile
 from cortex_dask.io.store.store import Store
-from cortex_dask.runtime.handler_process.channel import Aborted, Channel
+from cortex_dask.runtime.frames import Writing
+from cortex_dask.runtime.handler_process.channel import Channel, ChannelAborted
 from cortex_dask.runtime.progress_cell import Phase, ProgressCell
 
 if TYPE_CHECKING:
@@ -169,10 +171,10 @@ class StagedPart:
         *,
         threaded: bool,
         limit: int,
-        notify: Callable[[dict[str, Any]], None],
+        notify: Callable[[Writing], None],
     ) -> None:
         self._store = _NotedStore(store.url)
-        self._store.note = lambda path: notify({"type": "writing", "path": path})
+        self._store.note = lambda path: notify(Writing(path))
         self._settings = settings
         self._name = part_name(name.job_id, name.split, settings.suffix)
         self._staged = name.staged
@@ -201,7 +203,7 @@ class StagedPart:
         if not self._threaded or self._waiting_bytes >= _AT_ONCE or len(self._waiting) >= _TABLES_AT_ONCE:
             self._pass_on()
 
-    def close(self) -> dict[str, Any] | None:
+    def close(self) -> Part | None:
         """Write the rest; returns the part, staged and durable, or None where no row came back."""
         self._pass_on()
         if self._channel is not None and self._thread is not None:
@@ -212,7 +214,7 @@ class StagedPart:
         if self._writer is None:
             return None
         rows, size = self._writer.close()
-        return {"name": self._name, "staged": self._staged, "rows": rows, "bytes": size}
+        return Part(self._name, self._staged, rows, size)
 
     def discard(self) -> None:
         """Leave nothing behind."""
@@ -238,7 +240,7 @@ class StagedPart:
             self._thread.start()
         try:
             self._channel.put(tables, size)
-        except Aborted:
+        except ChannelAborted:
             raise (self._error or RuntimeError("the writer thread ended")) from None
 
     def _run(self) -> None:
@@ -248,7 +250,7 @@ class StagedPart:
                 for tables in groups:
                     self._encode(tables)
                     self._cell.count_written(len(tables))
-        except Aborted:
+        except ChannelAborted:
             return
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             self._error = error

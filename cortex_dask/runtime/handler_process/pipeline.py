@@ -11,7 +11,7 @@ import itertools
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow as pa
 from cortex_dask.errors import StorageError
 from cortex_dask.io.arrow.schema import decode_schema
 from cortex_dask.io.batch import Ahead, BadLine, Batch
-from cortex_dask.io.job.records import Cause, SplitTask
+from cortex_dask.io.job.records import Cause, NoOutput, SplitRecord, SplitTask
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.io.job.splits import BatchFormat, PlanHeader, Split
 from cortex_dask.io.json.encoder import EncodedRows, row_encoder
@@ -28,9 +28,10 @@ from cortex_dask.io.reading import read_split
 from cortex_dask.io.store.source import UnreadableInput
 from cortex_dask.io.store.store import Store
 from cortex_dask.runtime.failures import FailureFile, Verdict, one_line
+from cortex_dask.runtime.frames import SchemaMismatch
 from cortex_dask.runtime.handler_process import log
-from cortex_dask.runtime.handler_process.attempts import Attempts, Fit, Rows, Work
-from cortex_dask.runtime.handler_process.channel import Aborted, Channel
+from cortex_dask.runtime.handler_process.attempts import Attempts, Fit, Notify, Rows, Work
+from cortex_dask.runtime.handler_process.channel import Channel, ChannelAborted
 from cortex_dask.runtime.handler_process.handler import LoadedHandler
 from cortex_dask.runtime.handler_process.part import Gathering, SchemaSource, StagedPart, fitting
 from cortex_dask.runtime.history import SplitHistory
@@ -45,8 +46,6 @@ _SMALL = 64 * 1024
 _QUICK: tuple[BatchFormat, ...] = ("records", "numpy", "pyarrow")  # a payload of few rows takes microseconds to make
 _JOIN_SECONDS = 5.0
 _NAMED_LINES = 10  # malformed lines of a split that its log names
-
-Notify = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +98,8 @@ class SplitRun:
     guard: type[BaseException] | tuple[type[BaseException], ...] = BaseException
 
 
-def run_attempt(job: LoadedJob, attempt: SplitRun, source: SchemaSource, notify: Notify) -> dict[str, Any]:
-    """Run a split; returns the fields of its :class:`~cortex_dask.io.job.records.SplitRecord` that this process knows.
+def run_attempt(job: LoadedJob, attempt: SplitRun, source: SchemaSource, notify: Notify) -> SplitRecord:
+    """Run a split; the record lacks what only the supervisor knows.
 
     Parameters
     ----------
@@ -121,7 +120,7 @@ def run_attempt(job: LoadedJob, attempt: SplitRun, source: SchemaSource, notify:
     run = _Run(job, attempt, source, notify)
     carried = job.metrics.collect()  # pushed between two splits, as from __init__
     try:
-        result = run.run()
+        record = run.run()
     except BaseException:
         run.discard()
         job.metrics.collect()
@@ -129,7 +128,7 @@ def run_attempt(job: LoadedJob, attempt: SplitRun, source: SchemaSource, notify:
         raise
     job.metrics.restore(carried)
     metrics = job.metrics.collect()
-    return {**result, "extra": {"metrics": metrics} if metrics else {}}
+    return replace(record, extra={"metrics": metrics} if metrics else {})
 
 
 class _Run:
@@ -142,6 +141,8 @@ class _Run:
         self._history = attempt.history
         self._overlap = attempt.overlap and not attempt.history.careful
         self._notify = notify
+        self._attempt_id = attempt.attempt_id
+        self._handled_before = job.handler.handle_nanoseconds
         settings = job.settings
         self._format = settings.batch_format
         job_id = settings.job_id
@@ -176,9 +177,8 @@ class _Run:
         self._rows_in = 0
         self._spoken = self._part is None  # whether it is known that the first batch has output or has none
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> SplitRecord:
         """Handle every batch, then make failures and part durable."""
-        began = self._job.handler.handle_nanoseconds
         self._job.cell.set_phase(Phase.RUNNING)
         for item in self._items():
             match item:
@@ -188,21 +188,26 @@ class _Run:
                     self._leave_out(item)
                 case _Unread():
                     self._give_up(item)
+        return self._finish()
+
+    def _finish(self) -> SplitRecord:
+        """Write what is left; the part and the failures are durable afterwards."""
         self._job.cell.set_phase(Phase.CLOSING)
         if self._gathering is not None:
             self._release(self._gathering.end())
         part = None if self._part is None else self._part.close()
-        return {
-            "split": self._split.number,
-            "part": part,
-            "batches": self._batches,
-            "succeeded": self._batches - self._failed,
-            "failures_file": self._failures.close(),
-            "failures": [asdict(failure) for failure in self._failures.failures],
-            "rows_in": self._rows_in,
-            "rows_out": part["rows"] if part else 0,
-            "handle_seconds": (self._job.handler.handle_nanoseconds - began) / 1e9,
-        }
+        return SplitRecord(
+            split=self._split.number,
+            attempt_id=self._attempt_id,
+            part=part,
+            batches=self._batches,
+            succeeded=self._batches - self._failed,
+            failures_file=self._failures.close(),
+            failures=tuple(self._failures.failures),
+            rows_in=self._rows_in,
+            rows_out=part.rows if part is not None else 0,
+            handle_seconds=(self._job.handler.handle_nanoseconds - self._handled_before) / 1e9,
+        )
 
     def discard(self) -> None:
         """Stop the other stages, and leave nothing behind."""
@@ -234,7 +239,7 @@ class _Run:
         if not self._spoken:
             self._spoken = True
             if not any(table.num_rows for table in result):
-                self._notify({"type": "no output"})
+                self._notify(NoOutput(self._split.number))
         if self._gathering is not None:
             schema = self._gathering.hold(work, result)
             if schema is not None:
@@ -266,7 +271,7 @@ class _Run:
                 fitted = self._fit(self._shortened(tables))
             except ValueError as error:
                 log.logger.warning("a batch does not fit the output's schema, trying it again: %s", error)
-                self._notify({"type": "misfit", "batch": work.batch.index})
+                self._notify(SchemaMismatch(work.batch.index))
                 self._handle(work, used=1)
             else:
                 self._part.write(fitted)
@@ -312,7 +317,7 @@ class _Run:
                 channel.put(item, size(item))
                 self._job.cell.count_read()
             channel.end()
-        except Aborted:
+        except ChannelAborted:
             return
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             channel.end(error)

@@ -11,12 +11,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import orjson
 import psutil
 
-from cortex_dask.runtime.frames import LOG, FrameReader, encode
+from cortex_dask.runtime.frames import (
+    LOG,
+    MESSAGE,
+    Close,
+    Command,
+    FrameReader,
+    Gone,
+    ProcessEvent,
+    decode,
+    encode,
+    frame,
+)
 from cortex_dask.runtime.log_line import MAX_LINE, dropped, line
 from cortex_dask.runtime.progress_cell import Snapshot
 from cortex_dask.runtime.worker.launch import Launched
@@ -46,7 +56,7 @@ class HandlerProcess:
     Attributes
     ----------
     inbox : queue.SimpleQueue
-        What the process says, and last of all ``{"type": "gone"}``.
+        What the process says, and last of all :class:`~cortex_dask.runtime.frames.Gone`.
     """
 
     def __init__(
@@ -59,7 +69,7 @@ class HandlerProcess:
         self._chunks = chunks
         self._labels = labels
         self._batch_id = batch_id
-        self.inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
         self.gone = threading.Event()
         self.tail: deque[str] = deque(maxlen=_TAIL)
         self.ready = False
@@ -76,10 +86,10 @@ class HandlerProcess:
         )
         pump.start()
 
-    def send(self, command: dict[str, Any]) -> None:
+    def send(self, command: Command) -> None:
         """Tell the process to do something; if it is gone, the inbox says so."""
         assert self._popen.stdin is not None
-        data = memoryview(encode(command))
+        data = memoryview(frame(MESSAGE, encode(command)))
         with self._sending, contextlib.suppress(OSError, ValueError):
             while data:
                 data = data[self._popen.stdin.write(data) or 0 :]
@@ -141,7 +151,7 @@ class HandlerProcess:
 
     def close(self) -> None:
         """Ask it to leave in good order; returns at once, see :attr:`gone`."""
-        self.send({"type": "close"})
+        self.send(Close())
 
     # listening --------------------------------------------------------------------------------------------------------
 
@@ -184,7 +194,7 @@ class HandlerProcess:
             self._last = self._cell.read()
             self._cell.close()
         self.gone.set()
-        self.inbox.put({"type": "gone"})
+        self.inbox.put(Gone())
 
     def _take(
         self, descriptor: int, events: int, frames: FrameReader, native: dict[int, _LineBuffer], *, all_of_it: bool
@@ -204,7 +214,7 @@ class HandlerProcess:
                     if kind == LOG:
                         self._chunks.add(body)
                     else:
-                        self.inbox.put(orjson.loads(body))
+                        self.inbox.put(decode(body))
             else:
                 self._native(native[descriptor].feed(data))
             if not all_of_it:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cortex_dask.io.job.splits import batch_id
 from cortex_dask.runtime import job_context
+from cortex_dask.runtime.frames import Setup
 from cortex_dask.runtime.worker.device_leases import SlotDevices
 from cortex_dask.runtime.worker.handler_process import HandlerProcess
 from cortex_dask.runtime.worker.launch import launch, slot_environment
@@ -149,17 +150,14 @@ class Slot:
             process.kill()
             raise
         process.send(
-            {
-                "type": "setup",
-                "settings": settings.to_json(),
-                "job_url": self.job.url,
-                "directory": directory,
-                "labels": self.labels,
-                "surroundings": job_context.describe(self.job.url, settings),
-                "variables": {
-                    name: os.environ.get(name) for name, value in environment.items() if os.environ.get(name) != value
-                },
-            }
+            Setup(
+                settings,
+                self.job.url,
+                directory,
+                self.labels,
+                job_context.describe(self.job.url, settings),
+                {name: os.environ.get(name) for name, value in environment.items() if os.environ.get(name) != value},
+            )
         )
         return process
 

@@ -14,11 +14,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cortex_dask.errors import CortexDaskError
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.runtime.frames import PlanKnown
 from cortex_dask.runtime.worker.handler_process import HandlerProcess
 from cortex_dask.runtime.worker.log_writer import LogWriter
 from cortex_dask.runtime.worker.slot import CLOSE_GRACE, NoProcessError, Slot
@@ -130,7 +131,7 @@ class JobSlots:
         self._directory: JobDirectory | None = None
         self._settings: JobSettings | None = None
         self._chunks: LogWriter | None = None
-        self._plan: dict[str, Any] | None = None
+        self._plan: PlanKnown | None = None
         self._project: str | None = None
         self._slots: list[Slot] = []
         self._used = time.monotonic()
@@ -180,13 +181,13 @@ class JobSlots:
                 self._chunks = LogWriter(self.directory.store, self.worker, labels)
             return self._chunks
 
-    def plan(self) -> dict[str, Any] | None:
+    def plan(self) -> PlanKnown | None:
         """Return the command that tells a process the plan; None while the job is not planned."""
         with self._reading:
             if self._plan is None and (header := self.directory.plan_header()) is not None:
                 status = self.directory.read_json("status.json") or {}
                 start_time = status.get("start_time") or self.settings.created_time
-                self._plan = {"type": "plan", "header": header.to_json(), "start_time": start_time}
+                self._plan = PlanKnown(header, start_time)
             return self._plan
 
     def project_directory(self) -> str | None:

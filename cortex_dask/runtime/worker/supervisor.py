@@ -12,25 +12,47 @@ import contextlib
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cortex_dask.errors import CortexDaskError, JobNotFoundError
-from cortex_dask.io.job.records import Outcome, SplitRecord, SplitTask
+from cortex_dask.io.job.records import (
+    Metrics,
+    NoOutput,
+    Outcome,
+    SlotState,
+    SplitEvent,
+    SplitProgress,
+    SplitRecord,
+    SplitTask,
+)
 from cortex_dask.io.job.settings import JobSettings
 from cortex_dask.io.job.splits import batch_id
 from cortex_dask.io.output.directory import AttemptName
 from cortex_dask.io.store.store import Store
+from cortex_dask.runtime.cluster import Report
 from cortex_dask.runtime.failures import Verdict, one_line
+from cortex_dask.runtime.frames import (
+    AttemptFailed,
+    Complete,
+    Completed,
+    Gone,
+    InitFailed,
+    ProcessEvent,
+    Ready,
+    Recovered,
+    RowsLimit,
+    RunSplit,
+    SchemaMismatch,
+    Spent,
+    Writing,
+)
 from cortex_dask.runtime.history import SplitHistory
 from cortex_dask.runtime.progress_cell import Snapshot
 from cortex_dask.runtime.worker import prometheus, slots
 from cortex_dask.runtime.worker.handler_process import HandlerProcess, describe_exit
 from cortex_dask.runtime.worker.slot import NoProcessError, Slot
-from cortex_dask.runtime.worker.watch import Death, Event, Spent, Watch
-
-Report = Callable[[dict[str, Any]], None]
+from cortex_dask.runtime.worker.watch import Death, Watch
 
 _REPORT_SECONDS = 1.0
 _MAX_STARTS = 3  # deaths in a row before the handler was there
@@ -38,15 +60,7 @@ _MAX_TRACEBACKS = 1_000  # verdicts of a split that are remembered with their tr
 
 
 def run_split(task: SplitTask, report: Report) -> Outcome:
-    """Run a split in a handler process of this worker, and return how it ended.
-
-    Parameters
-    ----------
-    task : SplitTask
-        The split.
-    report : callable
-        Takes events (plain dicts): ``schema``, ``no output``, ``progress`` and ``slot``.
-    """
+    """Run a split in a handler process of this worker, and return how it ended."""
     try:
         with slots.lease(task.job_url) as slot:
             return Supervision(slot, task, report).run()
@@ -140,45 +154,36 @@ class Supervision:
 
     # what the watch asks for ------------------------------------------------------------------------------------------
 
-    def order(self, attempt_id: str, run: int) -> Event:
+    def order(self, attempt_id: str, run: int) -> RunSplit:
         """Return the command that makes a process run the split."""
         schema = self._task.schema or self._job.schema
-        return {
-            "type": "split",
-            "run": run,
-            "task": SplitTask(self._task.job_url, self.split, self._task.attempt, schema).to_json(),
-            "attempt_id": attempt_id,
-            "history": self._history.to_json(),
-            "rows_limit": self._job.rows_limit,
-            "patience": self.slot.patience,
-        }
+        task = SplitTask(self._task.job_url, self.split, self._task.attempt, schema)
+        return RunSplit(run, task, attempt_id, self._history, self._job.rows_limit, self.slot.patience)
 
-    def note(self, event: Event) -> None:
-        """Take in what a process says of its batches."""
-        match event["type"]:
-            case "failed attempt":
+    def add_event(self, event: ProcessEvent) -> None:
+        """Record what a process says of its batches."""
+        match event:
+            case AttemptFailed(batch, verdict, final):
                 self._failed_attempts += 1
-                known = self._history.of(event["batch"])
-                known.attempts = event["attempts"]
-                if event["final"]:
+                known = self._history.of(batch)
+                known.attempts = verdict.attempts
+                if final:
                     many = len(self._history.batches) > _MAX_TRACEBACKS
-                    trace = None if many else event["traceback"]
-                    known.verdict = Verdict(event["cause"], event["error"], trace, event["attempts"])
-                    if event["cause"] == "out of memory":
-                        self._doubtful.add(event["batch"])
-            case "misfit":
+                    known.verdict = replace(verdict, traceback=None) if many else verdict
+                    if verdict.cause == "out of memory":
+                        self._doubtful.add(batch)
+            case SchemaMismatch():
                 self._failed_attempts += 1
-            case "recovered":
+            case Recovered(batch):
                 # What it returned was lost if the process dies later: its attempts are its own again, not used up by
                 # others.
-                known = self._history.of(event["batch"])
-                known.attempts = 0
-            case "rows limit":
-                self._job.learn_rows_limit(event["rows"], everywhere=event["everywhere"])
-            case "writing":
-                self._writing = event["path"]
-            case "no output":
-                self.report({"type": "no output", "split": self.split.number})
+                self._history.of(batch).attempts = 0
+            case RowsLimit(rows, everywhere):
+                self._job.learn_rows_limit(rows, everywhere=everywhere)
+            case Writing(path):
+                self._writing = path
+            case NoOutput():
+                self.report(event)
 
     def progress(self, snapshot: Snapshot | None) -> None:
         """Report the progress about once a second."""
@@ -186,44 +191,34 @@ class Supervision:
         if snapshot is None or now - self._reported < _REPORT_SECONDS:
             return
         self._reported = now
-        self.report(
-            {
-                "type": "progress",
-                "split": self.split.number,
-                "attempt": self._task.attempt,
-                "batches": snapshot.batches,
-                "rows": snapshot.rows,
-                "failed_attempts": self._failed_attempts,
-            }
-        )
+        number, attempt = self.split.number, self._task.attempt
+        self.report(SplitProgress(number, attempt, snapshot.batches, snapshot.rows, self._failed_attempts))
 
     def say(self, state: str) -> None:
         """Report the slot's state when it changes."""
         if self.slot.said != state:
             self.slot.said = state
-            self.report({"type": "slot", "slot": self.slot.worker, "state": state})
+            self.report(SlotState(self.slot.worker, state))
 
-    def report(self, event: Event) -> None:
+    def report(self, event: SplitEvent) -> None:
         """Tell the coordinator something; that it cannot be told is no reason to stop."""
         try:
             self._tell(event)
         except Exception as error:  # noqa: BLE001 - whatever a scheduler's connection may raise
-            self.slot.log("WARNING", f"a report of type {event['type']} could not be sent: {one_line(error)}")
+            self.slot.log("WARNING", f"a report ({type(event).__name__}) could not be sent: {one_line(error)}")
 
-    def done(self, fields: Event, attempt_id: str) -> Outcome:
-        """Return the outcome of a split that was run to its end."""
-        record = SplitRecord.from_json(
-            {
-                **fields,
-                "attempt_id": attempt_id,
-                "failed_attempts": self._failed_attempts,
-                "seconds": time.monotonic() - self._began,
-                "worker": self.slot.worker,
-                "finished": time.time(),
-            }
+    def done(self, record: SplitRecord) -> Outcome:
+        """Return the outcome of a split that was run to its end, its record completed."""
+        shared = self._job.shared_rows_limit
+        record = replace(
+            record,
+            failed_attempts=self._failed_attempts,
+            seconds=time.monotonic() - self._began,
+            worker=self.slot.worker,
+            finished=time.time(),
+            # with the next splits the limit gets to all workers
+            extra=record.extra if shared is None else {**record.extra, "rows_limit": shared},
         )
-        if self._job.shared_rows_limit is not None:
-            record.extra["rows_limit"] = self._job.shared_rows_limit  # with the next splits it gets to all workers
         prometheus.expose(self._settings, record.extra.get("metrics", ()))
         return Outcome("done", self.split.number, record)
 
@@ -346,26 +341,25 @@ def _complete(slot: Slot, report: Report) -> Outcome:
         return Outcome("done", -1)
     process = slot.process()
     process.runs += 1
-    process.send({"type": "complete"})
+    process.send(Complete())
     while True:
-        event = process.inbox.get()
-        match event["type"]:
-            case "ready":
+        match process.inbox.get():
+            case Ready(on_job_complete):
                 process.ready = True
-                job.has_completion = event["on_job_complete"]
-            case "init failed":
-                return Outcome(event["kind"], -1, message=event["message"])
-            case "completed":
+                job.has_completion = on_job_complete
+            case InitFailed(kind, message):
+                return Outcome(kind, -1, message=message)
+            case Completed(message, metrics):
                 job.chunks.flush_soon()
-                if event["metrics"]:
-                    report({"type": "metrics", "metrics": event["metrics"]})
-                    prometheus.expose(job.settings, event["metrics"])
-                if event["message"]:
-                    return Outcome("worker error", -1, message=event["message"])
+                if metrics:
+                    report(Metrics(metrics))
+                    prometheus.expose(job.settings, metrics)
+                if message:
+                    return Outcome("worker error", -1, message=message)
                 with contextlib.suppress(OSError):  # the coordinator tries it as well
-                    job.directory.write_json("completed.json", {"time": time.time(), "metrics": event["metrics"]})
+                    job.directory.write_json("completed.json", {"time": time.time(), "metrics": metrics})
                 return Outcome("done", -1)
-            case "gone":
+            case Gone():
                 if job.stopped is not None or job.closed:
                     return Outcome("stopped", -1, message=job.stopped or "the job was closed")
                 message = f"on_job_complete failed: the handler process {describe_exit(process.returncode)}"

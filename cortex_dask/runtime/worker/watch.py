@@ -6,16 +6,26 @@ import contextlib
 import queue
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cortex_dask.io.job.records import Cause, Outcome
+from cortex_dask.io.job.records import Cause, Outcome, SchemaProposed
+from cortex_dask.runtime.frames import (
+    Aborted,
+    Done,
+    Gone,
+    InitFailed,
+    ProcessEvent,
+    Ready,
+    Recovered,
+    SchemaAnswer,
+    SchemaAsked,
+    Spent,
+)
 from cortex_dask.runtime.progress_cell import Phase, Snapshot
 from cortex_dask.runtime.worker.handler_process import HandlerProcess, describe_exit
 
 if TYPE_CHECKING:
     from cortex_dask.runtime.worker.supervisor import Supervision
-
-Event = dict[str, Any]
 
 _TICK = 0.1  # seconds between two looks at the progress cell
 _MEMORY_SECONDS = 0.2  # between two looks at the memory, and
@@ -34,13 +44,6 @@ class Death:
     message: str
     snapshot: Snapshot | None  # None: it had not begun with the split
     traceback: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """That a process is of no more use although it lives."""
-
-    message: str
 
 
 class Watch:
@@ -104,33 +107,33 @@ class Watch:
 
     # what the process says --------------------------------------------------------------------------------------------
 
-    def _take(self, event: Event) -> Outcome | Death | Spent | None:
+    def _take(self, event: ProcessEvent) -> Outcome | Death | Spent | None:
         supervision, process = self._supervision, self._process
         number = supervision.split.number
-        match event["type"]:
-            case "ready":
+        match event:
+            case Ready(on_job_complete):
                 process.ready = True
                 self._slot.failed_starts = 0
-                self._job.has_completion = event["on_job_complete"]
+                self._job.has_completion = on_job_complete
                 supervision.say("running")
-            case "init failed":
+            case InitFailed(kind, message):
                 process.gone.wait(2.0)
-                return Outcome(event["kind"], number, message=event["message"])
-            case "schema":
-                self._proposal, self._asked, self._pause = event["schema"], time.monotonic(), 0.0
+                return Outcome(kind, number, message=message)
+            case SchemaAsked(schema):
+                self._proposal, self._asked, self._pause = schema, time.monotonic(), 0.0
                 self._answer(first=True)
-            case "done" if event["run"] == self._run:
-                outcome = supervision.done(event["record"], self._attempt_id)
-                supervision.ran(event["exhausted"])
+            case Done(run, record, exhausted) if run == self._run:
+                outcome = supervision.done(record)
+                supervision.ran(exhausted)
                 return outcome
-            case "spent" if event["run"] == self._run:
-                return Spent(event["message"])
-            case "aborted" if event["run"] == self._run:
-                return Outcome(event["kind"], number, schema=event["schema"], message=event["message"])
-            case "gone":
+            case Spent(run) if run == self._run:
+                return event
+            case Aborted(run, reason, schema, message) if run == self._run:
+                return Outcome(reason, number, schema=schema, message=message)
+            case Gone():
                 return self._death(None)
             case _:
-                supervision.note(event)
+                supervision.add_event(event)
         return None
 
     def _answer(self, *, first: bool = False) -> None:
@@ -139,12 +142,12 @@ class Watch:
         assert proposal is not None
         schema = self._job.schema or self._read_schema()
         if schema is None and first:
-            self._supervision.report({"type": "schema", "split": self._supervision.split.number, "schema": proposal})
+            self._supervision.report(SchemaProposed(self._supervision.split.number, proposal))
             schema = self._read_schema()
         if schema is not None or time.monotonic() - self._asked > _SCHEMA_SECONDS:
             self._job.schema = schema
             self._proposal = None
-            self._process.send({"type": "schema", "schema": schema})
+            self._process.send(SchemaAnswer(schema))
             return
         # Usually the answer is there in some milliseconds, the time of a coordinator to write it.
         self._pause = min(max(self._pause * 1.5, 0.002), 0.25)
@@ -207,8 +210,8 @@ class Watch:
         trace = self._process.traceback() if cause == "timed out" else None
         self._process.kill()
         with contextlib.suppress(queue.Empty):  # a process that hangs in the kernel cannot even be killed
-            while (event := self._process.inbox.get(timeout=5.0))["type"] != "gone":
-                if event["type"] == "recovered" and seen is not None and event["batch"] == seen.batch:
+            while not isinstance(event := self._process.inbox.get(timeout=5.0), Gone):
+                if isinstance(event, Recovered) and seen is not None and event.batch == seen.batch:
                     continue  # too late: what it returned is lost, and it is blamed for that
                 ended = self._take(event)  # it may have ended its split in the last moment
                 if isinstance(ended, Outcome):

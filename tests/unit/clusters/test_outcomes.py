@@ -33,7 +33,7 @@ def test_outcomes_of_other_coordinators_and_of_attempts_that_have_ended_are_drop
 
 
 def test_other_events_are_no_outcomes() -> None:
-    assert not OutcomeEvents("ours").receive({"type": "progress", "split": 7})
+    assert not OutcomeEvents("ours").receive({"event": b"[]"})
 
 
 def test_a_large_outcome_is_left_to_be_fetched() -> None:

@@ -14,12 +14,13 @@ import pytest
 
 from cortex_dask.errors import StorageError
 from cortex_dask.io.arrow.schema import decode_schema, encode_schema
-from cortex_dask.io.job.records import SplitTask
+from cortex_dask.io.job.records import NoOutput, SplitTask
 from cortex_dask.io.output.part import PartWriter
 from cortex_dask.io.store.store import Store
+from cortex_dask.runtime.frames import BatchEvent
 from cortex_dask.runtime.handler_process import part as part_module
 from cortex_dask.runtime.handler_process import pipeline
-from cortex_dask.runtime.handler_process.channel import Aborted, Channel
+from cortex_dask.runtime.handler_process.channel import Channel, ChannelAborted
 from cortex_dask.runtime.handler_process.handler import LoadedHandler
 from cortex_dask.runtime.handler_process.part import NeedsSchema
 from cortex_dask.runtime.handler_process.pipeline import LoadedJob, SplitRun, run_attempt
@@ -65,15 +66,12 @@ class Loop:
         self.context = LoadedJob(
             settings, header, self.job.directory.store, output, self.handler, MetricsClient(), ProgressCell()
         )
-        self.events: list[dict[str, Any]] = []
+        self.events: list[BatchEvent] = []
 
     def run(self, source: Any = None, *, overlap: bool = True, history: SplitHistory | None = None) -> Any:
-        from cortex_dask.io.job.records import SplitRecord
-
         task = SplitTask(self.job.url, self.job.splits[0], 1, None)
         attempt = SplitRun(task, "a1", history or SplitHistory(), overlap=overlap)
-        fields = run_attempt(self.context, attempt, source or Settled(), self.events.append)
-        return SplitRecord.from_json({**fields, "attempt_id": "a1"})
+        return run_attempt(self.context, attempt, source or Settled(), self.events.append)
 
     def rows(self, record: Any) -> list[dict[str, Any]]:
         return self.job.rows(record)
@@ -152,7 +150,7 @@ def test_giving_up_wakes_whoever_waits() -> None:
         try:
             while True:
                 channel.put(1, 100)
-        except Aborted as error:
+        except ChannelAborted as error:
             raised.append(error)
 
     thread = threading.Thread(target=produce)
@@ -160,7 +158,7 @@ def test_giving_up_wakes_whoever_waits() -> None:
     channel.abort()
     thread.join(5)
     assert len(raised) == 1
-    with pytest.raises(Aborted):
+    with pytest.raises(ChannelAborted):
         channel.take()
 
 
@@ -474,7 +472,7 @@ def test_a_handler_that_returns_nothing_holds_no_batch_back(tmp_path: Path) -> N
     loop = Loop(tmp_path, lambda payload: None, rows=3000)
     record = loop.run()
     assert (record.part, record.rows_out, loop.job.staged()) == (None, 0, [])
-    assert [event["type"] for event in loop.events] == ["no output"]
+    assert loop.events == [NoOutput(0)]
 
 
 def test_output_that_begins_late_has_its_schema_too(tmp_path: Path) -> None:
