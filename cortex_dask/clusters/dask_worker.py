@@ -54,7 +54,7 @@ def cancel_split(job_url: str, split: int) -> None:
     """End the attempts at a split that run on this worker."""
     from cortex_dask.runtime.worker import slots  # which no client needs
 
-    slots.abandon_split(job_url, split)
+    slots.cancel_split(job_url, split)
 
 
 async def close_job(job_url: str) -> None:

@@ -77,7 +77,7 @@ class LocalThreads(Cluster):
 
     def cancel(self, split: int) -> None:
         """End the attempts at a split that still run."""
-        slots.abandon_split(self._job_url, split)
+        slots.cancel_split(self._job_url, split)
 
     def complete(self) -> Outcome:
         """Run ``on_job_complete`` on one handler."""

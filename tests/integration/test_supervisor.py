@@ -390,29 +390,28 @@ def test_a_handler_with_a_wrong_signature_fails_the_job(make: Make) -> None:
     assert "data" in outcome.message
 
 
-def test_prestarted_processes_wait_with_the_handler_loaded(make: Make) -> None:
+def test_prestarted_processes_wait_with_the_handler_loaded(make: Make, tmp_path: Path) -> None:
     handler = """
     class Handler:
         def __init__(self, config, job_spec):
             self.spec = job_spec
             print("loaded")
+            open(f"{config['loaded']}/{os.getpid()}", "w").close()
         def handle_batch(self, payload):
             return [self.spec["total_batch_count"]] * len(payload)
     """
-    job = make(handler, job_config={"a": 1})
+    loaded = tmp_path / "loaded"
+    loaded.mkdir()
+    job = make(handler, job_config={"a": 1}, config={"loaded": str(loaded)})
     slots.prestart(job.url, 2)
-    processes = until(
-        lambda: [p for p in slots._jobs[job.url]._processes() if not p.inbox.empty()], "a ready process", 20
-    )
-    until(lambda: len(slots._jobs[job.url]._processes()) == 2, "two processes", 10)
+    until(lambda: len(list(loaded.iterdir())) == 2, "two processes with the handler loaded", 20)
     record = job.record()
     assert {row["prediction"] for row in job.rows(record)} == {10}
-    assert slots._jobs[job.url]._slots[0].current is not None
-    assert len(slots._jobs[job.url]._slots) == 2
-    pids = [process.pid for process in slots._jobs[job.url]._processes()]
+    pids = [int(path.name) for path in loaded.iterdir()]
+    assert len(pids) == 2
+    assert all(map(lives, pids))
     job.close()
     assert not any(map(lives, pids))
-    assert processes
     assert [line["message"] for line in job.logs()].count("loaded") == 2
 
 
@@ -696,7 +695,7 @@ def test_an_idle_process_goes_with_its_worker_too(make: Make) -> None:
     code = (
         "import sys; from cortex_dask.runtime.worker.supervisor import run_completion;"
         "run_completion(sys.argv[1], print); from cortex_dask.runtime.worker import slots;"
-        "process = slots._jobs[sys.argv[1]]._slots[0].process(); print(process.pid, flush=True); sys.stdin.read()"
+        "process = slots.lease(sys.argv[1]).__enter__().process(); print(process.pid, flush=True); sys.stdin.read()"
     )
     worker = subprocess.Popen(
         [sys.executable, "-c", code, job.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -773,7 +772,7 @@ def test_malformed_lines_are_dead_letters_and_their_neighbours_go_on(make: Make)
 
 
 def test_a_schema_that_nobody_settles_gives_the_slot_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_SCHEMA_SECONDS", 0.3)
+    monkeypatch.setattr(watch, "SCHEMA_SECONDS", 0.3)
     job = make(
         "class Handler:\n    def __init__(self, config): pass\n    def handle_batch(self, payload): return payload\n"
     )
@@ -836,25 +835,28 @@ def test_processes_that_come_and_go_leave_nothing_behind(make: Make) -> None:
     until(lambda: not threads() and psutil.Process().num_fds() <= before, "threads and files to be closed", 10)
 
 
-def test_kills_at_any_moment_neither_lose_nor_repeat_a_row(make: Make) -> None:
+def test_kills_at_any_moment_neither_lose_nor_repeat_a_row(make: Make, tmp_path: Path) -> None:
     handler = """
     class Handler:
-        def __init__(self, config): pass
+        def __init__(self, config):
+            open(f"{config['loaded']}/{os.getpid()}", "w").close()
         def handle_batch(self, payload):
             time.sleep(0.004)
             return payload
     """
-    job = make(handler, rows=20_000, batch_size=100, limits={"max_attempts": 5})
+    loaded = tmp_path / "loaded"
+    loaded.mkdir()
+    config = {"loaded": str(loaded)}
+    job = make(handler, rows=20_000, batch_size=100, limits={"max_attempts": 5}, config=config)
     done = threading.Event()
     killed: list[int] = []
 
     def kill_now_and_then() -> None:
         while len(killed) < 2 and not done.wait(0.3):
-            slot = slots._jobs[job.url]._slots[0]
-            process = slot.current
-            if process is not None and process.ready and not process.gone.is_set():
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
+            for pid in [int(path.name) for path in loaded.iterdir()]:
+                if lives(pid):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
 
     job.record()  # started and loaded
     thread = threading.Thread(target=kill_now_and_then)

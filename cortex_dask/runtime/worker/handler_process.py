@@ -72,9 +72,8 @@ class HandlerProcess:
         self.inbox: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
         self.gone = threading.Event()
         self.tail: deque[str] = deque(maxlen=_TAIL)
-        self.ready = False
-        self.started = time.monotonic()
-        self.runs = 0
+        self._ready = False
+        self._runs = 0
         self._sending = threading.Lock()
         self._popen, self._lifeline, self._cell = launched.popen, launched.lifeline, launched.cell
         self._last: Snapshot | None = None
@@ -85,6 +84,25 @@ class HandlerProcess:
             target=self._pump, args=(launched.events,), name=f"cortex-dask-pump-{self.pid}", daemon=True
         )
         pump.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its handler is loaded."""
+        return self._ready
+
+    def set_ready(self) -> None:
+        """Record that its handler is loaded."""
+        self._ready = True
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a split, or the completion, was started in it."""
+        return self._runs > 0
+
+    def start_run(self) -> int:
+        """Count a split, or the completion, that is about to be sent; return its number."""
+        self._runs += 1
+        return self._runs
 
     def send(self, command: Command) -> None:
         """Tell the process to do something; if it is gone, the inbox says so."""

@@ -20,6 +20,7 @@ from cortex_dask.io.job.records import (
     Metrics,
     NoOutput,
     Outcome,
+    SchemaProposed,
     SlotState,
     SplitEvent,
     SplitProgress,
@@ -51,8 +52,9 @@ from cortex_dask.runtime.history import SplitHistory
 from cortex_dask.runtime.progress_cell import Snapshot
 from cortex_dask.runtime.worker import prometheus, slots
 from cortex_dask.runtime.worker.handler_process import HandlerProcess, describe_exit
-from cortex_dask.runtime.worker.slot import NoProcessError, Slot
-from cortex_dask.runtime.worker.watch import Death, Watch
+from cortex_dask.runtime.worker.job_facts import NoProcessError
+from cortex_dask.runtime.worker.slot import Slot
+from cortex_dask.runtime.worker.watch import Death, Watch, WatchListener
 
 _REPORT_SECONDS = 1.0
 _MAX_STARTS = 3  # deaths in a row before the handler was there
@@ -63,7 +65,7 @@ def run_split(task: SplitTask, report: Report) -> Outcome:
     """Run a split in a handler process of this worker, and return how it ended."""
     try:
         with slots.lease(task.job_url) as slot:
-            return Supervision(slot, task, report).run()
+            return Supervision(slot, task, report).run_to_end()
     except (CortexDaskError, OSError) as error:
         return _cannot_run(error, task.split.number)
 
@@ -88,48 +90,40 @@ def _cannot_run(error: CortexDaskError | OSError, split: int) -> Outcome:
     return Outcome("storage" if isinstance(error, OSError) else "worker error", split, message=str(error))
 
 
-class Supervision:
-    """One call of :func:`run_split`.
-
-    Attributes
-    ----------
-    slot : Slot
-        Where the split runs.
-    split : Split
-        The split.
-    """
+class Supervision(WatchListener):
+    """One call of :func:`run_split`."""
 
     def __init__(self, slot: Slot, task: SplitTask, report: Report) -> None:
-        self.slot = slot
+        self._slot = slot
         self._job = slot.job
         self._settings: JobSettings = slot.job.settings
         self._task = task
-        self.split = task.split
-        self._tell = report
+        self._split = task.split
+        self._send_report = report
         self._history = SplitHistory()
         self._failed_attempts = 0
         self._doubtful: set[int] = set()  # batches that were given up for their memory in the process at hand
         self._writing: str | None = None  # the temporary file of a part on a local file system
-        self._loose = 0  # deaths that no batch is to blame for
-        self._began = time.monotonic()
-        self._reported = self._began  # a split of less than a second needs no report but its record
-        slot.origin = task.split.origin
+        self._unblamed = 0  # deaths that no batch is to blame for
+        self._started = time.monotonic()
+        self._reported = self._started  # a split of less than a second needs no report but its record
         if task.schema is not None:
-            self._job.schema = task.schema
+            self._job.learn_schema(task.schema)
         if task.rows_limit is not None:
             self._job.learn_rows_limit(task.rows_limit, everywhere=True)
 
-    def run(self) -> Outcome:
+    def run_to_end(self) -> Outcome:
         """Run the split until it is done, or cannot be."""
+        self._slot.set_origin(self._split.origin)
         try:
             while True:
-                if self._job.stopped is not None or self._job.closed or self.is_abandoned:
+                if self._job.end.has_come or self.is_cancelled:
                     return self.stopped()
                 attempt_id = uuid.uuid4().hex
-                if self.slot.current is None:
-                    self.say("initializing")  # it may take minutes, if dependencies are installed
-                process = self.slot.process()
-                ended = Watch(self, process, attempt_id).run()
+                if self._slot.current is None:
+                    self.set_state("initializing")  # it may take minutes, if dependencies are installed
+                process = self._slot.process()
+                ended = Watch(self._slot, process, self._command(attempt_id, process.start_run()), self).run_split()
                 if isinstance(ended, Outcome):
                     if ended.kind != "done":
                         self._remove_leftovers(attempt_id)
@@ -139,26 +133,26 @@ class Supervision:
                     self._replace(ended)
                     continue
                 self._doubtful.clear()
-                outcome = self._learn(ended, process)
+                outcome = self._decide(ended, process)
                 if outcome is not None:
                     return outcome
         except NoProcessError:
             return self.stopped()
         finally:
-            self.slot.origin = None
-            process_now = self.slot.current
+            self._slot.set_origin(None)
+            process_now = self._slot.current
             alive = process_now is not None and not process_now.gone.is_set()
             if not alive:
-                self.say("failed")
-            self._job.chunks.flush_soon()
+                self.set_state("failed")
+            self._job.log.flush_soon()
 
-    # what the watch asks for ------------------------------------------------------------------------------------------
-
-    def order(self, attempt_id: str, run: int) -> RunSplit:
+    def _command(self, attempt_id: str, run: int) -> RunSplit:
         """Return the command that makes a process run the split."""
         schema = self._task.schema or self._job.schema
-        task = SplitTask(self._task.job_url, self.split, self._task.attempt, schema)
-        return RunSplit(run, task, attempt_id, self._history, self._job.rows_limit, self.slot.patience)
+        task = SplitTask(self._task.job_url, self._split, self._task.attempt, schema)
+        return RunSplit(run, task, attempt_id, self._history, self._job.rows_limit, self._slot.patience)
+
+    # what the watch reports -------------------------------------------------------------------------------------------
 
     def add_event(self, event: ProcessEvent) -> None:
         """Record what a process says of its batches."""
@@ -183,86 +177,81 @@ class Supervision:
             case Writing(path):
                 self._writing = path
             case NoOutput():
-                self.report(event)
+                self._report(event)
 
-    def progress(self, snapshot: Snapshot | None) -> None:
+    def report_progress(self, snapshot: Snapshot | None) -> None:
         """Report the progress about once a second."""
         now = time.monotonic()
         if snapshot is None or now - self._reported < _REPORT_SECONDS:
             return
         self._reported = now
-        number, attempt = self.split.number, self._task.attempt
-        self.report(SplitProgress(number, attempt, snapshot.batches, snapshot.rows, self._failed_attempts))
+        number, attempt = self._split.number, self._task.attempt
+        self._report(SplitProgress(number, attempt, snapshot.batches, snapshot.rows, self._failed_attempts))
 
-    def say(self, state: str) -> None:
+    def set_state(self, state: str) -> None:
         """Report the slot's state when it changes."""
-        if self.slot.said != state:
-            self.slot.said = state
-            self.report(SlotState(self.slot.worker, state))
+        if self._slot.change_state(state):
+            self._report(SlotState(self._slot.worker, state))
 
-    def report(self, event: SplitEvent) -> None:
-        """Tell the coordinator something; that it cannot be told is no reason to stop."""
+    def _report(self, event: SplitEvent) -> None:
+        """Report an event to the coordinator; an error is no reason to stop."""
         try:
-            self._tell(event)
+            self._send_report(event)
         except Exception as error:  # noqa: BLE001 - whatever a scheduler's connection may raise
-            self.slot.log("WARNING", f"a report ({type(event).__name__}) could not be sent: {one_line(error)}")
+            self._slot.log("WARNING", f"a report ({type(event).__name__}) could not be sent: {one_line(error)}")
 
-    def done(self, record: SplitRecord) -> Outcome:
-        """Return the outcome of a split that was run to its end, its record completed."""
+    def propose_schema(self, schema: str) -> None:
+        """Propose the output's schema to the coordinator."""
+        self._report(SchemaProposed(self._split.number, schema))
+
+    def done(self, record: SplitRecord, exhausted: int) -> Outcome:
+        """Return the outcome of a split that was run to its end; a process that ran out of memory often is replaced."""
         shared = self._job.shared_rows_limit
         record = replace(
             record,
             failed_attempts=self._failed_attempts,
-            seconds=time.monotonic() - self._began,
-            worker=self.slot.worker,
+            seconds=time.monotonic() - self._started,
+            worker=self._slot.worker,
             finished=time.time(),
             # with the next splits the limit gets to all workers
             extra=record.extra if shared is None else {**record.extra, "rows_limit": shared},
         )
         prometheus.expose(self._settings, record.extra.get("metrics", ()))
-        return Outcome("done", self.split.number, record)
+        if exhausted >= self._slot.patience:
+            self._replace_process(f"{exhausted} batches have run out of memory in it", "the next split gets a new one")
+        return Outcome("done", self._split.number, record)
 
     @property
-    def is_abandoned(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether another attempt at the split has been committed."""
-        return self.split.number in self._job.abandoned
+        return self._job.end.is_cancelled(self._split.number)
 
     def stopped(self) -> Outcome:
         """Return the outcome of a split whose job was stopped, or which is not needed any more."""
-        reason = "another attempt was faster" if self.is_abandoned else "the job was closed"
-        return Outcome("stopped", self.split.number, message=self._job.stopped or reason)
-
-    def name(self, index: int) -> str:
-        """Return the id of a batch."""
-        return batch_id(self._settings.job_id, self.split.origin, index)
-
-    def ran(self, exhausted: int) -> None:
-        """Take in in how many batches the process has run out of memory; with too many of them it is replaced."""
-        if exhausted >= self.slot.patience:
-            self._say_replaced(f"{exhausted} batches have run out of memory in it", "the next split gets a new one")
+        reason = "another attempt was faster" if self.is_cancelled else "the job was closed"
+        return Outcome("stopped", self._split.number, message=self._job.end.reason or reason)
 
     def _replace(self, spent: Spent) -> None:
         """End a process in the middle of the split, which is run again in a new one."""
-        self._say_replaced(spent.message, f"split {self.split.number} is run again in a new one")
+        self._replace_process(spent.message, f"split {self._split.number} is run again in a new one")
         for index in self._doubtful:  # what was not enough memory for a row there may be enough here
             self._history.of(index).verdict = None
         self._doubtful.clear()
 
-    def _say_replaced(self, reason: str, consequence: str) -> None:
-        self.slot.log("WARNING", f"the handler process is replaced: {reason} ({consequence})")
-        self.slot.patience *= 2  # if it was the data and not the process, new ones do not help
-        self.slot.replace()
+    def _replace_process(self, reason: str, consequence: str) -> None:
+        self._slot.log("WARNING", f"the handler process is replaced: {reason} ({consequence})")
+        self._slot.replace()
 
     # after a death ----------------------------------------------------------------------------------------------------
 
-    def _learn(self, death: Death, process: HandlerProcess) -> Outcome | None:
+    def _decide(self, death: Death, process: HandlerProcess) -> Outcome | None:
         """Decide what a death means for the batches; returns an outcome when the split cannot be run again."""
-        if not process.ready:
+        if not process.is_ready:
             return self._failed_start(death)
         self._history.careful = self._history.careful or death.cause in ("crash", "out of memory")
         snapshot = death.snapshot
         if snapshot is None or snapshot.batch is None:
-            return self._nobody_to_blame(death)
+            return self._blame_no_batch(death)
         index = snapshot.batch
         self._failed_attempts += 1
         known = self._history.of(index)
@@ -279,40 +268,40 @@ class Supervision:
             what = f"attempt {known.attempts} of {most}"
             if known.attempts >= most:
                 known.verdict = Verdict(death.cause, death.message, death.traceback, known.attempts)
-        self.slot.log(
+        self._slot.log(
             "ERROR" if known.verdict else "WARNING",
-            f"batch {index} of split {self.split.number}: {death.message} ({what})",
-            batch=self.name(index),
+            f"batch {index} of split {self._split.number}: {death.message} ({what})",
+            batch=batch_id(self._settings.job_id, self._split.origin, index),
             **({"exc_info": death.traceback} if death.traceback else {}),
         )
         return None
 
     def _failed_start(self, death: Death) -> Outcome | None:
         """Count a death before the handler was there."""
-        self.slot.failed_starts += 1
-        self.slot.log("ERROR", death.message, **({"exc_info": death.traceback} if death.traceback else {}))
-        number = self.split.number
+        starts = self._slot.record_failed_start()
+        self._slot.log("ERROR", death.message, **({"exc_info": death.traceback} if death.traceback else {}))
+        number = self._split.number
         if death.cause == "out of memory":
             return Outcome("out of memory", number, message=death.message)
-        if self.slot.failed_starts >= _MAX_STARTS:
-            times = f"{self.slot.failed_starts} times in a row"
+        if starts >= _MAX_STARTS:
+            times = f"{starts} times in a row"
             return Outcome("worker error", number, message=f"{death.message}, {times}")
         return None
 
-    def _nobody_to_blame(self, death: Death) -> Outcome | None:
+    def _blame_no_batch(self, death: Death) -> Outcome | None:
         """Count a death with no batch in hand against the split; in the end, against the batch that was being read."""
-        self._loose += 1
+        self._unblamed += 1
         self._history.careful = True
         where = death.snapshot.reading if death.snapshot is not None else None
         message = f"{death.message} while reading batch {where}" if where is not None else death.message
-        text = f"split {self.split.number} is run again: {message}"
-        self.slot.log("WARNING", text, **({"exc_info": death.traceback} if death.traceback else {}))
+        text = f"split {self._split.number} is run again: {message}"
+        self._slot.log("WARNING", text, **({"exc_info": death.traceback} if death.traceback else {}))
         most = max(self._settings.limits.max_attempts, 2)  # the first shows nothing: the stages overlapped
-        if self._loose < most:
+        if self._unblamed < most:
             return None
         if self._history.unreadable is not None and self._history.unreadable[0] == 0:
-            return Outcome("worker error", self.split.number, message=f"{message}, even with no batch to handle")
-        self._loose = 0
+            return Outcome("worker error", self._split.number, message=f"{message}, even with no batch to handle")
+        self._unblamed = 0
         first = where or 0
         if self._history.unreadable is not None:
             first = min(first, self._history.unreadable[0] - 1)
@@ -325,7 +314,7 @@ class Supervision:
             if self._writing is not None:
                 Path(self._writing).unlink(missing_ok=True)
             output = self._settings.output
-            number = self.split.number
+            number = self._split.number
             if output is not None:
                 Store(output.url).delete(AttemptName(self._settings.job_id, number, attempt_id).staged)
             self._job.directory.store.delete(f"failures/{number:06d}-{attempt_id}.jsonl")
@@ -334,23 +323,22 @@ class Supervision:
 def _complete(slot: Slot, report: Report) -> Outcome:
     """Run ``on_job_complete`` in the slot's process, unless it has succeeded already.
 
-    That it has is noted here and not by the coordinator, which may be gone by then: another one must not run it again.
+    That is recorded here and not by the coordinator, which may be gone by then: another one must not run it again.
     """
     job = slot.job
     if job.has_completion is False or job.directory.read_json("completed.json") is not None:
         return Outcome("done", -1)
     process = slot.process()
-    process.runs += 1
+    process.start_run()
     process.send(Complete())
     while True:
         match process.inbox.get():
             case Ready(on_job_complete):
-                process.ready = True
-                job.has_completion = on_job_complete
+                slot.record_ready(process, has_completion=on_job_complete)
             case InitFailed(kind, message):
                 return Outcome(kind, -1, message=message)
             case Completed(message, metrics):
-                job.chunks.flush_soon()
+                job.log.flush_soon()
                 if metrics:
                     report(Metrics(metrics))
                     prometheus.expose(job.settings, metrics)
@@ -360,8 +348,8 @@ def _complete(slot: Slot, report: Report) -> Outcome:
                     job.directory.write_json("completed.json", {"time": time.time(), "metrics": metrics})
                 return Outcome("done", -1)
             case Gone():
-                if job.stopped is not None or job.closed:
-                    return Outcome("stopped", -1, message=job.stopped or "the job was closed")
+                if job.end.has_come:
+                    return Outcome("stopped", -1, message=job.end.reason or "the job was closed")
                 message = f"on_job_complete failed: the handler process {describe_exit(process.returncode)}"
                 trace = process.last_words()
                 slot.log("ERROR", message, **({"exc_info": trace} if trace else {}))

@@ -6,9 +6,9 @@ import contextlib
 import queue
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from cortex_dask.io.job.records import Cause, Outcome, SchemaProposed
+from cortex_dask.io.job.records import Cause, Outcome, SplitRecord
 from cortex_dask.runtime.frames import (
     Aborted,
     Done,
@@ -17,22 +17,21 @@ from cortex_dask.runtime.frames import (
     ProcessEvent,
     Ready,
     Recovered,
+    RunSplit,
     SchemaAnswer,
     SchemaAsked,
     Spent,
 )
 from cortex_dask.runtime.progress_cell import Phase, Snapshot
 from cortex_dask.runtime.worker.handler_process import HandlerProcess, describe_exit
+from cortex_dask.runtime.worker.slot import Slot
 
-if TYPE_CHECKING:
-    from cortex_dask.runtime.worker.supervisor import Supervision
-
-_TICK = 0.1  # seconds between two looks at the progress cell
-_MEMORY_SECONDS = 0.2  # between two looks at the memory, and
+_TICK = 0.1  # seconds between two reads of the progress cell
+_MEMORY_SECONDS = 0.2  # between two measurements of the memory, and
 _MEMORY_SECONDS_HIGH = 0.05  # when half of it is used
 _WARN_SHARE = 0.8  # of the memory limit
 _NEAR_SHARE = 0.9  # of the memory limit: a SIGKILL that is not ours is taken for the kernel's out-of-memory killer
-_SCHEMA_SECONDS = 30.0  # until a split that waits for the output's schema gives its slot back
+SCHEMA_SECONDS = 30.0  # until a split that waits for the output's schema gives its slot back
 _STOP_SECONDS = 1.5
 
 
@@ -46,19 +45,43 @@ class Death:
     traceback: str | None
 
 
-class Watch:
-    """The watch over one process at work on the split that a supervision is about."""
+class WatchListener(Protocol):
+    """What a watch reports, and asks, while a split runs."""
 
-    def __init__(self, supervision: Supervision, process: HandlerProcess, attempt_id: str) -> None:
-        self._supervision = supervision
-        self._slot = supervision.slot
-        self._job = self._slot.job
+    def set_state(self, state: str) -> None:
+        """Record what the slot is doing."""
+
+    def report_progress(self, snapshot: Snapshot | None) -> None:
+        """Receive what the process is doing now; None: it has not begun with the split."""
+
+    def add_event(self, event: ProcessEvent) -> None:
+        """Record what became of a batch."""
+
+    def propose_schema(self, schema: str) -> None:
+        """Propose the output's schema."""
+
+    def done(self, record: SplitRecord, exhausted: int) -> Outcome:
+        """Return the outcome of a split that was run to its end."""
+
+    def stopped(self) -> Outcome:
+        """Return the outcome of a split that has to end."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the split is not needed any more."""
+
+
+class Watch:
+    """The watch over one process at work on one split."""
+
+    def __init__(self, slot: Slot, process: HandlerProcess, command: RunSplit, listener: WatchListener) -> None:
+        self._listener = listener
+        self._slot = slot
+        self._job = slot.job
         self._limits = self._job.settings.limits
         self._memory_limit = self._job.settings.compute.memory
         self._process = process
-        self._attempt_id = attempt_id
-        process.runs += 1
-        self._run = process.runs
+        self._command = command
         self._beats: tuple[int, ...] = ()
         self._beaten = time.monotonic()
         self._memory = 0
@@ -68,29 +91,29 @@ class Watch:
         self._asked = 0.0
         self._pause = 0.0
 
-    def run(self) -> Outcome | Death | Spent:
-        """Have the split run; returns its outcome, or how the process died over it, or why it has to be replaced."""
-        supervision, process = self._supervision, self._process
-        supervision.say("running" if process.ready else "initializing")
+    def run_split(self) -> Outcome | Death | Spent:
+        """Have the split run; return its outcome, or how the process died over it, or why it has to be replaced."""
+        listener, process = self._listener, self._process
+        listener.set_state("running" if process.is_ready else "initializing")
         process.tail.clear()
-        process.send(supervision.order(self._attempt_id, self._run))
-        look = 0.0
+        process.send(self._command)
+        next_check = 0.0
         while True:
             try:
                 event = process.inbox.get(timeout=self._timeout())
             except queue.Empty:
                 event = None
             if event is not None:
-                ended = self._take(event)
+                ended = self._handle(event)
                 if ended is not None:
                     return ended
-                if time.monotonic() < look:
+                if time.monotonic() < next_check:
                     continue
-            look = time.monotonic() + _TICK
+            next_check = time.monotonic() + _TICK
             if self._proposal is not None:
                 self._answer()
             snapshot = self._snapshot()
-            supervision.progress(snapshot)
+            listener.report_progress(snapshot)
             death = self._check(snapshot)
             if death is not None:
                 return death
@@ -103,49 +126,45 @@ class Watch:
 
     def _snapshot(self) -> Snapshot | None:
         snapshot = self._process.progress()
-        return snapshot if snapshot.run == self._run else None
+        return snapshot if snapshot.run == self._command.run else None
 
     # what the process says --------------------------------------------------------------------------------------------
 
-    def _take(self, event: ProcessEvent) -> Outcome | Death | Spent | None:
-        supervision, process = self._supervision, self._process
-        number = supervision.split.number
+    def _handle(self, event: ProcessEvent) -> Outcome | Death | Spent | None:
+        own, number = self._command.run, self._command.task.split.number
         match event:
             case Ready(on_job_complete):
-                process.ready = True
-                self._slot.failed_starts = 0
-                self._job.has_completion = on_job_complete
-                supervision.say("running")
+                self._slot.record_ready(self._process, has_completion=on_job_complete)
+                self._listener.set_state("running")
             case InitFailed(kind, message):
-                process.gone.wait(2.0)
+                self._process.gone.wait(2.0)
                 return Outcome(kind, number, message=message)
             case SchemaAsked(schema):
                 self._proposal, self._asked, self._pause = schema, time.monotonic(), 0.0
                 self._answer(first=True)
-            case Done(run, record, exhausted) if run == self._run:
-                outcome = supervision.done(record)
-                supervision.ran(exhausted)
-                return outcome
-            case Spent(run) if run == self._run:
+            case Done(run, record, exhausted) if run == own:
+                return self._listener.done(record, exhausted)
+            case Spent(run) if run == own:
                 return event
-            case Aborted(run, reason, schema, message) if run == self._run:
+            case Aborted(run, reason, schema, message) if run == own:
                 return Outcome(reason, number, schema=schema, message=message)
             case Gone():
                 return self._death(None)
             case _:
-                supervision.add_event(event)
+                self._listener.add_event(event)
         return None
 
     def _answer(self, *, first: bool = False) -> None:
-        """Look whether the schema is settled, and tell the process; after some time, that nobody settles it."""
+        """Send the process the schema if it is decided; after some time, that there is none."""
         proposal = self._proposal
         assert proposal is not None
         schema = self._job.schema or self._read_schema()
         if schema is None and first:
-            self._supervision.report(SchemaProposed(self._supervision.split.number, proposal))
+            self._listener.propose_schema(proposal)
             schema = self._read_schema()
-        if schema is not None or time.monotonic() - self._asked > _SCHEMA_SECONDS:
-            self._job.schema = schema
+        if schema is not None or time.monotonic() - self._asked > SCHEMA_SECONDS:
+            if schema is not None:
+                self._job.learn_schema(schema)
             self._proposal = None
             self._process.send(SchemaAnswer(schema))
             return
@@ -160,10 +179,10 @@ class Watch:
     # limits -----------------------------------------------------------------------------------------------------------
 
     def _check(self, snapshot: Snapshot | None) -> Outcome | Death | None:
-        if self._job.stopped is not None or self._job.closed:
+        if self._job.end.has_come:
             self._process.terminate(_STOP_SECONDS)
-            return self._supervision.stopped()
-        if self._supervision.is_abandoned:
+            return self._listener.stopped()
+        if self._listener.is_cancelled:
             # Killed and waited for: the slot's next split must not get to a process that is about to end.
             return self._kill("crash", "another attempt at the split was faster")
         death = self._check_memory()
@@ -213,7 +232,7 @@ class Watch:
             while not isinstance(event := self._process.inbox.get(timeout=5.0), Gone):
                 if isinstance(event, Recovered) and seen is not None and event.batch == seen.batch:
                     continue  # too late: what it returned is lost, and it is blamed for that
-                ended = self._take(event)  # it may have ended its split in the last moment
+                ended = self._handle(event)  # it may have ended its split in the last moment
                 if isinstance(ended, Outcome):
                     return ended
         return self._death((cause, message), seen, trace)
@@ -221,9 +240,9 @@ class Watch:
     def _death(
         self, reason: tuple[Cause, str] | None, seen: Snapshot | None = None, trace: str | None = None
     ) -> Outcome | Death:
-        """Say how the process ended: killed by us for a reason, or by itself."""
-        if self._job.stopped is not None or self._job.closed or self._supervision.is_abandoned:
-            return self._supervision.stopped()
+        """Return how the process ended: killed by us for a reason, or by itself."""
+        if self._job.end.has_come or self._listener.is_cancelled:
+            return self._listener.stopped()
         if reason is not None:
             # The batch that was seen over its limit is the one to blame. The signal that asked where it hangs may
             # have ended its wait, so that the process has begun with another one before it was killed.
