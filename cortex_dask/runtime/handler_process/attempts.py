@@ -6,33 +6,31 @@ import logging
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Union
 
 from cortex_dask.io.batch import Batch
-from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.io.job.records import SplitTask
 from cortex_dask.io.job.splits import BATCH_NAMESPACE, BatchFormat, batch_id
+from cortex_dask.io.json.encoder import EncodedRows
 from cortex_dask.io.rows.payload import rows_slice, to_payload
 from cortex_dask.io.rows.result import to_table
 from cortex_dask.runtime.failures import Verdict, one_line, shorten
 from cortex_dask.runtime.frames import AttemptFailed, BatchEvent, Recovered, RowsLimit
 from cortex_dask.runtime.handler_process import log
-from cortex_dask.runtime.handler_process.handler import LoadedHandler
+from cortex_dask.runtime.handler_process.handler import LoadedJob
 from cortex_dask.runtime.handler_process.memory import is_device_lost, is_out_of_memory, release_memory
 from cortex_dask.runtime.history import BatchHistory, SplitHistory
-from cortex_dask.runtime.progress_cell import ProgressCell
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cortex_dask.io.json.encoder import EncodedRows
-
 Rows = Union["pa.Table", "EncodedRows"]
 Fit = Callable[[list[Rows]], list[Rows]]
 Shortcut = Callable[[Any], "EncodedRows | None"]
-Name = Callable[[], str]  # makes a batch's id, for those who want it
+Name = Callable[[], str]  # makes a batch's id, when it is wanted
 Notify = Callable[[BatchEvent], None]
 
 _NOT_MADE = object()
@@ -44,21 +42,14 @@ class OutOfMemoryError(Exception):
     """One row alone takes too much memory; the cause is what the handler raised."""
 
 
-class ProcessSpent(Exception):  # noqa: N818 - no fault of anybody's: a signal to the supervisor
-    """The process is of no more use: the split has to be run again in a new one."""
+class ProcessSpent(Exception):  # noqa: N818 - no fault: a signal to the supervisor
+    """The process cannot be used any more: the split has to be run again in a new one."""
 
 
 class Work:
     """A batch on its way to the handler, with its payload made ahead by the reader thread.
 
     A handler may change its payload, so every attempt gets a fresh one; the batch itself stays as it was read.
-
-    Parameters
-    ----------
-    batch : Batch
-        As it was read.
-    batch_format : str
-        What the handler wants.
     """
 
     __slots__ = ("_format", "_given", "_payload", "batch")
@@ -97,65 +88,56 @@ class Work:
         return self.batch
 
 
+@dataclass(frozen=True, slots=True)
+class SplitRun:
+    """What is to be run."""
+
+    task: SplitTask
+    attempt_id: str  # makes the names of what is written unique
+    history: SplitHistory
+    overlap: bool = True  # whether the stages run in threads of their own
+    #: What counts as raised by the handler: everything, in a process of its own.
+    guard: type[BaseException] | tuple[type[BaseException], ...] = BaseException
+
+
 class Attempts:
     """Handles batches, and decides what becomes of those that fail.
 
-    Parameters
-    ----------
-    handler : LoadedHandler
-        The handler.
-    settings : JobSettings
-        The job's.
-    origin : int
-        The number of the split that names the batches.
-    history : SplitHistory
-        What earlier processes met.
-    cell : ProgressCell
-        Where each call is noted.
-    notify : callable
-        Told of every failed attempt, so that it is not forgotten when the process dies over a later batch.
-    guard : type
-        What counts as raised by the handler: everything, in a process of its own.
+    Every failed attempt is reported at once, so that it is not forgotten when the process dies over a later batch.
     """
 
-    def __init__(
-        self,
-        handler: LoadedHandler,
-        settings: JobSettings,
-        origin: int,
-        history: SplitHistory,
-        cell: ProgressCell,
-        notify: Notify,
-        guard: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
-    ) -> None:
-        self._handler = handler
-        self._settings = settings
-        self._origin = origin
-        self._history = history.batches
-        self._cell = cell
+    def __init__(self, job: LoadedJob, split_run: SplitRun, notify: Notify) -> None:
+        self._handler = job.handler
+        self._settings = job.settings
+        self._origin = split_run.task.split.origin
+        self._history = split_run.history.batches
+        self._cell = job.cell
         self._notify = notify
-        self._guard = guard
-        output = settings.output
+        self._guard = split_run.guard
+        output = job.settings.output
         self._has_output = output is not None
         self._keep: bool | tuple[str, ...] = output.keep if output is not None else False
-        self.shortcut: Shortcut | None = None  # makes rows of a result without a table, where it can
+        self._shortcut: Shortcut | None = None
 
-    def run(self, work: Work, fit: Fit, *, used: int = 0) -> list[Rows] | Verdict:
-        """Handle a batch until it succeeds or fails for good.
+    def set_shortcut(self, shortcut: Shortcut | None) -> None:
+        """Set what makes rows of a result without a table, where it can."""
+        self._shortcut = shortcut
 
-        Parameters
-        ----------
-        work : Work
-            The batch.
-        fit : callable
-            Takes the rows that came back and returns them as they are written; what it raises is a failed attempt too.
-        used : int
-            Attempts that have failed in this process already.
+    def shorten(self, tables: list[Rows]) -> list[Rows]:
+        """Return rows that were held back as the shortcut would have made them.
 
-        Returns
-        -------
-        list of pyarrow.Table or EncodedRows, or Verdict
-            The rows that came back, or why there are none.
+        Arrow's own way to JSON makes pyarrow import pandas, which a process that has only such rows can do without.
+        """
+        shortcut = self._shortcut
+        if shortcut is None:
+            return tables
+        return [table if isinstance(table, EncodedRows) else shortcut(table.to_pylist()) or table for table in tables]
+
+    def handle_batch(self, work: Work, fit: Fit, *, used: int = 0) -> list[Rows] | Verdict:
+        """Handle a batch until it succeeds or fails for good; return the rows that came back, or why there are none.
+
+        ``fit`` returns rows as they are written; what it raises is a failed attempt, too. ``used`` attempts have failed
+        in this process already.
         """
         index = work.batch.index
         known = self._history.get(index) if self._history else None
@@ -174,7 +156,8 @@ class Attempts:
                     self._check_memory(error)
                     verdict, attempts = self._failed(index, error, attempts + 1), attempts + 1
                     if is_device_lost(error):
-                        raise ProcessSpent(f"the device is of no more use to this process: {one_line(error)}") from None
+                        message = f"the device is of no more use to this process: {one_line(error)}"
+                        raise ProcessSpent(message) from None
                 else:
                     if known is not None or attempts:
                         self._notify(Recovered(index))
@@ -193,7 +176,7 @@ class Attempts:
             ) from None
 
     def _failed(self, index: int, error: BaseException, attempts: int) -> Verdict | None:
-        """Note a failed attempt; returns the verdict when it was the last."""
+        """Report a failed attempt; return the verdict when it was the last."""
         memory = isinstance(error, OutOfMemoryError)
         shown = error.__cause__ if memory and error.__cause__ is not None else error
         text = shorten(_traceback(shown))
@@ -222,7 +205,8 @@ class Attempts:
             start, stop = todo.pop()
             table, problem = self._call(work, start, stop, name, attempt)
             if problem is not None:
-                self._handler.exhausted += not exhausted
+                if not exhausted:
+                    self._handler.count_exhausted()
                 exhausted = True
                 if stop - start <= 1:
                     raise OutOfMemoryError from problem
@@ -237,7 +221,7 @@ class Attempts:
                 tables.append(table)
         # The largest piece, not the smallest: one huge row must not make all batches of the job handled row by row.
         if (exhausted or known_limit is not None) and 0 < largest < (self._handler.rows_limit or rows):
-            self._handler.rows_limit = largest
+            self._handler.limit_rows(largest)
             self._notify(RowsLimit(largest, everywhere=exhausted))
         return tables
 
@@ -260,7 +244,7 @@ class Attempts:
                 self._cell.end_call()
             if result is None or not self._has_output:
                 return None, None
-            if self.shortcut is not None and (encoded := self.shortcut(result)) is not None:
+            if self._shortcut is not None and (encoded := self._shortcut(result)) is not None:
                 return encoded, None
             if self._keep and data is None:
                 data = work.as_read().data

@@ -18,23 +18,17 @@ _MOST = 512  # items that may wait, however small
 
 
 class ChannelAborted(Exception):  # noqa: N818 - a signal between threads, never shown
-    """The other side gave up; there is nobody to put items for."""
+    """The other side gave up: items are not wanted any more."""
 
 
 class Channel(Generic[T]):
-    """A bounded queue with one producer and one consumer.
+    """A bounded queue with one producer and one consumer."""
 
-    Parameters
-    ----------
-    limit : int
-        Bytes that may wait, unless there are no more than two items.
-    """
-
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int) -> None:  # bytes that may wait, unless there are no more than two items
         self._limit = limit
         self._items: deque[tuple[T, int]] = deque()
         self._size = 0
-        self._ended = False
+        self._finished = False
         self._error: BaseException | None = None
         self._aborted = False
         self._lock = threading.Lock()
@@ -43,13 +37,7 @@ class Channel(Generic[T]):
         self._consumer_waits = False
 
     def put(self, item: T, size: int) -> None:
-        """Add an item of about ``size`` bytes; waits while there is no room.
-
-        Raises
-        ------
-        ChannelAborted
-            If the consumer has given up.
-        """
+        """Add an item of about ``size`` bytes, waiting for room; raise ChannelAborted if the consumer has given up."""
         with self._lock:
             while self._is_full(size) and not self._aborted:
                 self._room.wait()
@@ -60,17 +48,17 @@ class Channel(Generic[T]):
             if self._consumer_waits:
                 self._filled.notify()
 
-    def end(self, error: BaseException | None = None) -> None:
-        """Say that no item follows; an error is raised on the other side once the items before it are taken."""
+    def finish(self, error: BaseException | None = None) -> None:
+        """Add no more items; an error is raised on the other side once the items before it are popped."""
         with self._lock:
-            self._ended = True
+            self._finished = True
             self._error = error
             self._filled.notify()
 
-    def take(self) -> list[T]:
-        """Return the next items, at least one; none when all are taken and the producer has ended."""
+    def pop_items(self) -> list[T]:
+        """Return the next items, at least one; none when all are popped and the producer has finished."""
         with self._lock:
-            while not self._items and not self._ended and not self._aborted:
+            while not self._items and not self._finished and not self._aborted:
                 self._consumer_waits = True
                 self._filled.wait()
                 self._consumer_waits = False
@@ -80,19 +68,19 @@ class Channel(Generic[T]):
                 if self._error is not None:
                     raise self._error
                 return []
-            taken: list[T] = []
+            popped: list[T] = []
             size = 0
-            while self._items and (not taken or (size < self._limit // 4 and len(taken) < _MOST // 2)):
+            while self._items and (not popped or (size < self._limit // 4 and len(popped) < _MOST // 2)):
                 item, cost = self._items.popleft()
-                taken.append(item)
+                popped.append(item)
                 size += cost
             self._size -= size
             if len(self._items) <= _MOST // 2:
                 self._room.notify()
-            return taken
+            return popped
 
     def abort(self) -> None:
-        """Give up, on either side: whoever waits, or comes next, gets :class:`ChannelAborted`."""
+        """Give up, on either side: the other side gets :class:`ChannelAborted`, now or with its next call."""
         with self._lock:
             self._aborted = True
             self._items.clear()

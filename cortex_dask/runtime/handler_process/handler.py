@@ -12,32 +12,25 @@ from typing import Any
 from cortex_dask.errors import HandlerError
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.settings import JobSettings
+from cortex_dask.io.job.splits import PlanHeader
+from cortex_dask.io.store.store import Store
 from cortex_dask.project.contract import HandlerSignature, check_class
 from cortex_dask.project.loader import load_file
+from cortex_dask.runtime.metrics import MetricsClient
+from cortex_dask.runtime.progress_cell import ProgressCell
 
 
 @dataclass(slots=True)
 class LoadedHandler:
-    """A handler's instance, and what is remembered for as long as it lives.
-
-    Attributes
-    ----------
-    rows_limit : int or None
-        The most rows that are handled at once: what worked after a batch had taken too much memory.
-    handle_nanoseconds : int
-        Time spent in ``handle_batch``.
-    exhausted : int
-        Batches that have run out of memory, at whatever size.
-    patience : int or None
-        With so many of them, a single row that runs out of memory is not given up before it was tried in a new
-        process: a device's memory may be in pieces. None: there is no other process.
-    """
+    """A handler's instance, and what is remembered for as long as it lives."""
 
     instance: Any
     signature: HandlerSignature
-    rows_limit: int | None = None
-    handle_nanoseconds: int = 0
-    exhausted: int = 0
+    rows_limit: int | None = None  # the most rows at once: what worked after a batch had taken too much memory
+    handle_nanoseconds: int = 0  # spent in ``handle_batch``
+    exhausted: int = 0  # batches that have run out of memory, of any size
+    #: With so many of them, a single row that runs out of memory is not given up before it was tried in a new process:
+    #: a device's memory may be in pieces. None: there is no other process.
     patience: int | None = None
 
     @classmethod
@@ -84,28 +77,40 @@ class LoadedHandler:
         finally:
             self.handle_nanoseconds += time.perf_counter_ns() - started
 
+    def limit_rows(self, rows: int) -> None:
+        """Handle no more than so many rows at once, or fewer if that is the limit already."""
+        self.rows_limit = min(rows, self.rows_limit or rows)
+
+    def count_exhausted(self) -> None:
+        """Count a batch that has run out of memory."""
+        self.exhausted += 1
+
+    def set_patience(self, patience: int) -> None:
+        """Set how many batches may run out of memory before a single row is tried in a new process."""
+        self.patience = patience
+
     def complete(self) -> None:
         """Call ``on_job_complete``, if there is one."""
         if self.signature.on_job_complete:
             self.instance.on_job_complete()
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedJob:
+    """What all splits of a job have in common in one process."""
+
+    settings: JobSettings
+    header: PlanHeader
+    store: Store  # the job directory
+    handler: LoadedHandler
+    metrics: MetricsClient
+    cell: ProgressCell
+
+
 def load_class(settings: JobSettings, job: JobDirectory, directory: str | None) -> tuple[type, HandlerSignature]:
-    """Load and check the handler's class.
+    """Load and check the handler's class, from ``handler.pkl`` or from the unpacked project in ``directory``.
 
-    Parameters
-    ----------
-    settings : JobSettings
-        Say where it comes from.
-    job : JobDirectory
-        Holds ``handler.pkl`` for a class that travels by value.
-    directory : str or None
-        The unpacked project.
-
-    Raises
-    ------
-    HandlerError
-        If it cannot be loaded, or its methods do not fit.
+    Raises HandlerError if it cannot be loaded, or its methods do not fit.
     """
     handler = settings.handler
     if handler.kind == "class":

@@ -18,16 +18,15 @@ from pathlib import Path
 from cortex_dask.errors import CortexDaskError, HandlerError, StorageError
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.records import NoOutput, Outcome, SchemaProposed, SlotState, SplitTask
-from cortex_dask.io.store.store import Store
 from cortex_dask.runtime import job_context
 from cortex_dask.runtime.cluster import Report
 from cortex_dask.runtime.failures import one_line
 from cortex_dask.runtime.frames import AttemptFailed, BatchEvent, SchemaMismatch
-from cortex_dask.runtime.handler_process.attempts import ProcessSpent
-from cortex_dask.runtime.handler_process.handler import LoadedHandler, job_spec, load_class
+from cortex_dask.runtime.handler_process.attempts import ProcessSpent, SplitRun
+from cortex_dask.runtime.handler_process.handler import LoadedHandler, LoadedJob, job_spec, load_class
 from cortex_dask.runtime.handler_process.memory import is_out_of_memory
 from cortex_dask.runtime.handler_process.part import NeedsSchema
-from cortex_dask.runtime.handler_process.pipeline import LoadedJob, SplitRun, run_attempt
+from cortex_dask.runtime.handler_process.pipeline import run_attempt
 from cortex_dask.runtime.history import SplitHistory
 from cortex_dask.runtime.metrics import MetricsClient
 from cortex_dask.runtime.progress_cell import ProgressCell
@@ -38,20 +37,22 @@ _lock = threading.RLock()
 
 def run_split(task: SplitTask, report: Report) -> Outcome:
     """Run a split in the calling thread, as a supervisor runs it in a handler process."""
-    began = time.monotonic()
+    started = time.monotonic()
     number = task.split.number
     try:
         job = _job(task.job_url)
     except Exception as error:  # noqa: BLE001 - of the user's __init__; reported as a handler process would
         return _failed_start(error, number)
     if task.rows_limit is not None:
-        job.handler.rows_limit = min(task.rows_limit, job.handler.rows_limit or task.rows_limit)
+        job.handler.limit_rows(task.rows_limit)
     report(SlotState("inline", "running"))
-    counted = _Count(report)
+    counted = _FailureCount(report)
     # What the user's keyboard interrupts is the caller, not a batch.
-    attempt = SplitRun(task, uuid.uuid4().hex, SplitHistory(), overlap=False, guard=(Exception, SystemExit))
+    split_run = SplitRun(task, uuid.uuid4().hex, SplitHistory(), overlap=False, guard=(Exception, SystemExit))
     try:
-        record = run_attempt(job, attempt, _Settled(JobDirectory(task.job_url), number, report), counted.take)
+        record = run_attempt(
+            job, split_run, _FirstProposal(JobDirectory(task.job_url), number, report), counted.add_event
+        )
     except NeedsSchema as error:
         return Outcome("needs schema", number, schema=error.schema)
     except StorageError as error:
@@ -63,7 +64,7 @@ def run_split(task: SplitTask, report: Report) -> Outcome:
         record,
         extra={**record.extra, **({"rows_limit": limit} if limit else {})},
         failed_attempts=counted.failed_attempts,
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - started,
         worker="inline",
         finished=time.time(),
     )
@@ -126,8 +127,7 @@ def _load(job_url: str) -> LoadedJob:
     spec = job_spec(settings, total_batch_count=header.batches, start_time=settings.created_time)
     metrics = MetricsClient()
     handler = LoadedHandler.construct(handler_class, signature, settings, spec, metrics, project)
-    output = Store(settings.output.url) if settings.output is not None else None
-    return LoadedJob(settings, header, directory.store, output, handler, metrics, ProgressCell())
+    return LoadedJob(settings, header, directory.store, handler, metrics, ProgressCell())
 
 
 def _failed_start(error: Exception, split: int) -> Outcome:
@@ -138,14 +138,14 @@ def _failed_start(error: Exception, split: int) -> Outcome:
 
 
 @dataclass(slots=True)
-class _Count:
+class _FailureCount:
     """Counts the failed attempts of a split."""
 
     report: Report
     failed_attempts: int = 0
 
-    def take(self, event: BatchEvent) -> None:
-        """Take in an event of the pipeline."""
+    def add_event(self, event: BatchEvent) -> None:
+        """Record an event of the pipeline."""
         match event:
             case AttemptFailed() | SchemaMismatch():
                 self.failed_attempts += 1
@@ -154,8 +154,8 @@ class _Count:
 
 
 @dataclass(slots=True)
-class _Settled:
-    """Settles the output's schema: splits run one after the other, so the first to propose is the first in order."""
+class _FirstProposal:
+    """Decides the output's schema: splits run one after the other, so the first to propose is the first in order."""
 
     directory: JobDirectory
     split: int
@@ -163,10 +163,10 @@ class _Settled:
     schema: str | None = None
 
     def propose(self, schema: str) -> None:
-        """Settle it."""
+        """Decide it."""
         self.report(SchemaProposed(self.split, schema))
         self.schema = self.directory.settle_schema(schema)
 
     def answer(self, *, wait: bool) -> str | None:
-        """Return what stands."""
+        """Return what was decided."""
         return self.schema

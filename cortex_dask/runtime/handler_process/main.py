@@ -17,7 +17,7 @@ import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.settings import JobSettings
@@ -40,67 +40,64 @@ from cortex_dask.runtime.frames import (
 )
 from cortex_dask.runtime.handler_process import log, memory
 from cortex_dask.runtime.handler_process.connection import Connection
-from cortex_dask.runtime.handler_process.handler import LoadedHandler, job_spec, load_class
+from cortex_dask.runtime.handler_process.handler import LoadedHandler, LoadedJob, job_spec, load_class
 from cortex_dask.runtime.metrics import MetricsClient
 from cortex_dask.runtime.progress_cell import Phase
-
-if TYPE_CHECKING:
-    from cortex_dask.runtime.handler_process.pipeline import LoadedJob
 
 _LARGE = 32 << 20  # bytes: what a handler has to take for it to be worth a look at what it has freed again
 _ANSWER_SECONDS = 60.0  # longer than the supervisor waits for an answer itself
 
 
 def main() -> None:
-    """Set the process up, load the handler, then do what the supervisor asks for until it goes."""
-    link = Connection(*map(int, sys.argv[1:4]))
+    """Set the process up, load the handler, then do what the supervisor asks for."""
+    connection = Connection(*map(int, sys.argv[1:4]))
     for descriptor in sys.argv[4:]:
         os.set_inheritable(int(descriptor), False)  # they are this process' own, and not of those that it starts
     sys.argv[1:] = []
-    setup = link.commands.get()
+    setup = connection.commands.get()
     assert isinstance(setup, Setup)
     settings = setup.settings
-    log.install(link.send_log, setup.labels, settings.handler.log_level)
+    log.install(connection.send_log, setup.labels, settings.handler.log_level)
     faulthandler.register(signal.SIGUSR2, file=2)  # the supervisor asks what hangs before it kills
     job_context.enter(setup.context, setup.variables)
     metrics = MetricsClient()
     try:
-        _settle_in(settings, setup.directory)
+        _enter_project(settings, setup.directory)
         handler_class, signature = load_class(settings, JobDirectory(setup.job_url), setup.directory)
         # The number of batches is known when the job is planned; a handler that does not ask for it is made before
         # that.
-        plan = _wait_for_plan(link) if "job_spec" in signature.init else None
+        plan = _wait_for_plan(connection) if "job_spec" in signature.init else None
         before = memory.resident()
         spec = None if plan is None else _spec(settings, plan)
         handler = LoadedHandler.construct(handler_class, signature, settings, spec, metrics, setup.directory)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the job ends with it, and says so
-        _report_failed_start(link, error)
+    except BaseException as error:  # noqa: BLE001 - the job ends with it, and reports it
+        _report_failed_start(connection, error)
         sys.exit(1)
     if memory.resident() - before > _LARGE:
         memory.trim()
-    link.send(Ready(signature.on_job_complete))
+    connection.send(Ready(signature.on_job_complete))
     _warm_up(settings)
-    link.cell.set_phase(Phase.IDLE)
+    connection.cell.set_phase(Phase.IDLE)
     job: LoadedJob | None = None
     while True:
-        command = plan if plan is not None and job is None else link.commands.get()
+        command = plan if plan is not None and job is None else connection.commands.get()
         match command:
             case PlanKnown():
-                job = _make_job(setup, command, handler, metrics, link)
+                job = _make_job(setup, command, handler, metrics, connection)
             case RunSplit():
                 assert job is not None
-                _run_split(link, job, command)
+                _run_split(connection, job, command)
             case Complete():
-                _run_completion(link, handler, metrics)
+                _run_completion(connection, handler, metrics)
             case Close():
-                _leave()
+                _exit_in_order()
 
 
 # setting up ---------------------------------------------------------------------------------------------------------
 
 
-def _settle_in(settings: JobSettings, directory: str | None) -> None:
-    """Take the working directory, the import path and the environment that the handler expects."""
+def _enter_project(settings: JobSettings, directory: str | None) -> None:
+    """Set the working directory, the import path and the environment that the handler expects."""
     handler = settings.handler
     if directory is not None:
         if Path(directory, ".env").exists():
@@ -129,10 +126,10 @@ def _is_library(entry: str) -> bool:
     return any(part in ("site-packages", "dist-packages") or part.startswith("python3") for part in Path(entry).parts)
 
 
-def _wait_for_plan(link: Connection) -> PlanKnown:
-    while not isinstance(command := link.commands.get(), PlanKnown):
+def _wait_for_plan(connection: Connection) -> PlanKnown:
+    while not isinstance(command := connection.commands.get(), PlanKnown):
         if isinstance(command, Close):
-            _leave()
+            _exit_in_order()
     return command
 
 
@@ -140,11 +137,11 @@ def _spec(settings: JobSettings, plan: PlanKnown) -> dict[str, Any]:
     return job_spec(settings, total_batch_count=plan.header.batches, start_time=plan.start_time)
 
 
-def _report_failed_start(link: Connection, error: BaseException) -> None:
+def _report_failed_start(connection: Connection, error: BaseException) -> None:
     log.logger.error("the handler cannot be started: %s", one_line(error), exc_info=error)
     log.finish_lines()
     message = f"the handler cannot be started: {one_line(error)}"
-    link.send(InitFailed("out of memory" if memory.is_out_of_memory(error) else "worker error", message))
+    connection.send(InitFailed("out of memory" if memory.is_out_of_memory(error) else "worker error", message))
 
 
 def _warm_up(settings: JobSettings) -> None:
@@ -173,32 +170,29 @@ def _warm_up(settings: JobSettings) -> None:
 
 
 def _make_job(
-    setup: Setup, plan: PlanKnown, handler: LoadedHandler, metrics: MetricsClient, link: Connection
+    setup: Setup, plan: PlanKnown, handler: LoadedHandler, metrics: MetricsClient, connection: Connection
 ) -> LoadedJob:
-    from cortex_dask.runtime.handler_process.pipeline import LoadedJob
-
     settings, header = setup.settings, plan.header
-    output = Store(settings.output.url) if settings.output is not None else None
     import_module("cortex_dask.io.parquet.reader" if header.format == "parquet" else "cortex_dask.io.json.reader")
-    return LoadedJob(settings, header, Store(setup.job_url), output, handler, metrics, link.cell)
+    return LoadedJob(settings, header, Store(setup.job_url), handler, metrics, connection.cell)
 
 
-def _run_split(link: Connection, job: LoadedJob, command: RunSplit) -> None:
+def _run_split(connection: Connection, job: LoadedJob, command: RunSplit) -> None:
     """Run a split, and report how it ended."""
     from cortex_dask.errors import StorageError
-    from cortex_dask.runtime.handler_process.attempts import ProcessSpent
+    from cortex_dask.runtime.handler_process.attempts import ProcessSpent, SplitRun
     from cortex_dask.runtime.handler_process.part import NeedsSchema
-    from cortex_dask.runtime.handler_process.pipeline import SplitRun, run_attempt
+    from cortex_dask.runtime.handler_process.pipeline import run_attempt
 
     run = command.run
-    link.cell.begin_run(run)
+    connection.cell.begin_run(run)
     if command.rows_limit is not None:
-        job.handler.rows_limit = min(command.rows_limit, job.handler.rows_limit or command.rows_limit)
-    job.handler.patience = command.patience
+        job.handler.limit_rows(command.rows_limit)
+    job.handler.set_patience(command.patience)
     split_run = SplitRun(command.task, command.attempt_id, command.history)
     ended: Done | Spent | Aborted
     try:
-        record = run_attempt(job, split_run, _Asked(link), link.send)
+        record = run_attempt(job, split_run, _SupervisorSchema(connection), connection.send)
         ended = Done(run, record, job.handler.exhausted)
     except NeedsSchema as error:
         ended = Aborted(run, "needs schema", schema=error.schema)
@@ -206,35 +200,35 @@ def _run_split(link: Connection, job: LoadedJob, command: RunSplit) -> None:
         ended = Spent(run, str(error))
     except StorageError as error:
         ended = Aborted(run, "storage", message=str(error))
-    except Exception as error:  # noqa: BLE001 - a fault of ours, not of a batch: the job must not go on
+    except Exception as error:  # noqa: BLE001 - a fault of ours, not of a batch: the job must not continue
         log.logger.error("the split cannot be run: %s", one_line(error), exc_info=error)
         ended = Aborted(run, "worker error", message=f"a split cannot be run: {one_line(error)}")
     log.finish_lines()
-    link.cell.set_phase(Phase.IDLE)
-    link.send(ended)
+    connection.cell.set_phase(Phase.IDLE)
+    connection.send(ended)
 
 
-class _Asked:
-    """The supervisor, asked which schema the output has."""
+class _SupervisorSchema:
+    """The output's schema, as the supervisor knows it."""
 
-    def __init__(self, link: Connection) -> None:
-        self._link = link
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._answer: str | None = None
         self._answered = False
-        while not link.answers.empty():
-            link.answers.get()  # to a question of an earlier split, which did not wait for it
+        while not connection.answers.empty():
+            connection.answers.get()  # to a question of an earlier split, which did not wait for it
 
     def propose(self, schema: str) -> None:
-        """Tell what the first rows make of it."""
-        self._link.send(SchemaAsked(schema))
+        """Send what the first rows make of it."""
+        self._connection.send(SchemaAsked(schema))
 
     def answer(self, *, wait: bool) -> str | None:
-        """Return what was settled."""
+        """Return what was decided."""
         import queue
 
         if not self._answered:
             try:
-                command = self._link.answers.get(block=wait, timeout=_ANSWER_SECONDS if wait else None)
+                command = self._connection.answers.get(block=wait, timeout=_ANSWER_SECONDS if wait else None)
             except queue.Empty:
                 return None
             self._answer, self._answered = command.schema, True
@@ -244,7 +238,7 @@ class _Asked:
 # the end ------------------------------------------------------------------------------------------------------------
 
 
-def _run_completion(link: Connection, handler: LoadedHandler, metrics: MetricsClient) -> None:
+def _run_completion(connection: Connection, handler: LoadedHandler, metrics: MetricsClient) -> None:
     """Call ``on_job_complete``."""
     message = ""
     try:
@@ -253,11 +247,11 @@ def _run_completion(link: Connection, handler: LoadedHandler, metrics: MetricsCl
         log.logger.error("on_job_complete failed: %s", one_line(error), exc_info=error)
         message = f"on_job_complete failed: {one_line(error)}"
     log.finish_lines()
-    link.send(Completed(message, metrics.collect()))
+    connection.send(Completed(message, metrics.collect()))
 
 
-def _leave() -> None:
-    """End in good order: what the handler registered with :mod:`atexit` is run; threads of its are not waited for."""
+def _exit_in_order() -> None:
+    """End in good order: what the handler registered with :mod:`atexit` is run; its threads are not waited for."""
     try:
         atexit._run_exitfuncs()
     except BaseException:  # noqa: BLE001 - the process ends in any case

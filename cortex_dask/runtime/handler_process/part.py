@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cortex_dask.io.output.part import PartWriter
     from cortex_dask.runtime.handler_process.attempts import Fit, Rows, Work
 
-_MOST_BATCHES = 64  # that are looked at for a schema: a column that is null in all of them stays a column of nulls
+MOST_BATCHES = 64  # that a schema is made of: a column that is null in all of them stays a column of nulls
 _MOST_ROWS = 100_000
 
 _AT_ONCE = 4 * 1024 * 1024
@@ -35,7 +35,7 @@ _SLICED = 64 * 1024
 
 
 class NeedsSchema(Exception):  # noqa: N818 - an outcome, not a fault
-    """There is output, but nobody has settled a schema; ``schema`` is what the first rows make of it."""
+    """There is output, but its schema is not decided; ``schema`` is what the first rows make of it."""
 
     def __init__(self, schema: str) -> None:
         super().__init__(schema)
@@ -43,33 +43,20 @@ class NeedsSchema(Exception):  # noqa: N818 - an outcome, not a fault
 
 
 class SchemaSource(Protocol):
-    """Whoever is asked which schema the job's output has."""
+    """What knows which schema the job's output has."""
 
     def propose(self, schema: str) -> None:
-        """Say what this split's first rows make of it (base64 of Arrow IPC)."""
+        """Propose what this split's first rows make of it (base64 of Arrow IPC)."""
 
     def answer(self, *, wait: bool) -> str | None:
-        """Return the schema that was settled; None while there is none (after some time, when waiting).
-
-        Raises
-        ------
-        NeedsSchema
-            When waiting was in vain.
-        """
+        """Return the schema that was decided; None while there is none (after some time, when waiting)."""
 
 
 class Gathering:
     """The first batches of a split while the job has no output schema.
 
-    What is proposed depends on the rows only: on the first batches that settle the type of every column, 64 of them
-    at most. While the answer is on its way, handling goes on.
-
-    Parameters
-    ----------
-    source : SchemaSource
-        Who knows the schema.
-    cell : ProgressCell
-        Says when this process waits.
+    What is proposed depends on the rows only: on the first batches that decide the type of every column, 64 of them
+    at most. While the answer is on its way, handling continues.
     """
 
     def __init__(self, source: SchemaSource, cell: ProgressCell) -> None:
@@ -79,7 +66,7 @@ class Gathering:
         self._proposed: str | None = None
         self._seen = 0
         self._rows = 0
-        self.held: list[tuple[Work, list[Rows]]] = []
+        self._held: list[tuple[Work, list[Rows]]] = []
 
     def fit(self, rows: list[Rows]) -> list[Rows]:
         """Check that rows have types in common with those before; the batch fails if not."""
@@ -89,21 +76,26 @@ class Gathering:
             self._candidate = decide_schema([*known, *tables])
         return tables
 
-    def hold(self, work: Work, tables: list[Rows]) -> pa.Schema | None:
-        """Keep a batch's rows; returns the schema when it is settled."""
+    def add(self, work: Work, tables: list[Rows]) -> pa.Schema | None:
+        """Keep a batch's rows; return the schema when it is decided."""
         self._seen += 1
         if rows := sum(table.num_rows for table in tables):
-            self.held.append((work, tables))
+            self._held.append((work, tables))
             self._rows += rows
-        full = self._seen >= _MOST_BATCHES or self._rows >= _MOST_ROWS
+        full = self._seen >= MOST_BATCHES or self._rows >= _MOST_ROWS
         if self._proposed is None and self._rows and self._candidate is not None:
             if not full and not is_decided(self._candidate):
                 return None
             self._propose()
         return self._answer(wait=full) if self._proposed is not None else None
 
-    def end(self) -> pa.Schema | None:
-        """Return the schema that is settled for what is held, waiting for it; None if there are no rows."""
+    def pop_held(self) -> list[tuple[Work, list[Rows]]]:
+        """Return what is held back, and forget it."""
+        held, self._held = self._held, []
+        return held
+
+    def finish(self) -> pa.Schema | None:
+        """Return the schema that is decided for what is held, waiting for it; None if there are no rows."""
         if not self._rows or self._candidate is None:
             return None
         if self._proposed is None:
@@ -112,8 +104,8 @@ class Gathering:
 
     def _propose(self) -> None:
         schema = self._candidate
-        if not is_decided(schema):  # not even after many batches: now a column without values takes the type it has
-            schema = decide_schema([table for _, tables in self.held for table in tables], final=True)
+        if not is_decided(schema):  # not even after many batches: now a column without values gets the type it has
+            schema = decide_schema([table for _, tables in self._held for table in tables], final=True)
         self._proposed = encode_schema(schema)
         self._source.propose(self._proposed)
 
@@ -128,86 +120,68 @@ class Gathering:
         return None if answer is None else decode_schema(answer)
 
 
-class _NotedStore(Store):
-    """A store that tells which local files it opens."""
+class _ReportingStore(Store):
+    """A store that reports which local files it opens, so that they can be removed if this process is killed."""
 
-    __slots__ = ("note",)
-    note: Callable[[str], None]
+    __slots__ = ("_notify",)
+
+    def __init__(self, url: str, notify: Callable[[Writing], None]) -> None:
+        super().__init__(url)
+        self._notify = notify
 
     def stage(self, name: str) -> StagedFile:
         staged = super().stage(name)
         if staged.local_path is not None:
-            self.note(staged.local_path)
+            self._notify(Writing(staged.local_path))
         return staged
 
 
 class StagedPart:
-    """The part that an attempt writes, begun with the first row.
-
-    Parameters
-    ----------
-    store : Store
-        The output directory.
-    settings : OutputSettings
-        The format.
-    name : AttemptName
-        The attempt.
-    cell : ProgressCell
-        Counts what is written.
-    threaded : bool
-        Whether a thread of its own encodes and uploads.
-    limit : int
-        Bytes that may wait for that thread.
-    notify : callable
-        Told which temporary file is written, so that somebody can remove it if this process is killed.
-    """
+    """The part that an attempt writes, started with the first row."""
 
     def __init__(
         self,
-        store: Store,
         settings: OutputSettings,
         name: AttemptName,
         cell: ProgressCell,
-        *,
-        threaded: bool,
-        limit: int,
+        limit: int | None,  # bytes that may wait for a thread that encodes and uploads; None: there is no such thread
         notify: Callable[[Writing], None],
     ) -> None:
-        self._store = _NotedStore(store.url)
-        self._store.note = lambda path: notify(Writing(path))
+        self._store = _ReportingStore(settings.url, notify)
         self._settings = settings
         self._name = part_name(name.job_id, name.split, settings.suffix)
         self._staged = name.staged
         self._cell = cell
-        self._threaded = threaded
         self._limit = limit
         self._writer: PartWriter | None = None
         self._channel: Channel[list[Rows]] | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._waiting: list[Rows] = []  # for the writer, whose turn is worth its while with a few megabytes only
+        self._waiting: list[Rows] = []  # until they are a few megabytes, which are worth a switch to the thread
         self._waiting_bytes = 0
-        self.schema: pa.Schema | None = None
-        self.rows = 0
+        self._schema: pa.Schema | None = None
+
+    def set_schema(self, schema: pa.Schema) -> None:
+        """Set the schema of the rows that are written."""
+        self._schema = schema
 
     def write(self, tables: list[Rows]) -> None:
         """Append rows that have the schema."""
         for table in tables:
-            if rows := table.num_rows:
-                self.rows += rows
+            if table.num_rows:
                 self._waiting.append(table)
                 size = table.nbytes if isinstance(table, EncodedRows) else table.get_total_buffer_size()
                 if size > _SLICED:  # perhaps of a buffer of which the table is a slice; to look closer takes longer
                     size = table.nbytes
                 self._waiting_bytes += size
-        if not self._threaded or self._waiting_bytes >= _AT_ONCE or len(self._waiting) >= _TABLES_AT_ONCE:
+        if self._limit is None or self._waiting_bytes >= _AT_ONCE or len(self._waiting) >= _TABLES_AT_ONCE:
             self._pass_on()
 
     def close(self) -> Part | None:
         """Write the rest; returns the part, staged and durable, or None where no row came back."""
         self._pass_on()
         if self._channel is not None and self._thread is not None:
-            self._channel.end()
+            self._channel.finish()
             self._thread.join()
             if self._error is not None:
                 raise self._error
@@ -231,22 +205,22 @@ class StagedPart:
         if not tables:
             return
         self._waiting, self._waiting_bytes = [], 0
-        if not self._threaded:
+        if self._limit is None:
             self._encode(tables)
             return
         if self._channel is None:
             self._channel = Channel(self._limit)
-            self._thread = threading.Thread(target=self._run, name="cortex-dask-writer", daemon=True)
+            self._thread = threading.Thread(target=self._encode_items, name="cortex-dask-writer", daemon=True)
             self._thread.start()
         try:
             self._channel.put(tables, size)
         except ChannelAborted:
             raise (self._error or RuntimeError("the writer thread ended")) from None
 
-    def _run(self) -> None:
+    def _encode_items(self) -> None:
         assert self._channel is not None
         try:
-            while groups := self._channel.take():
+            while groups := self._channel.pop_items():
                 for tables in groups:
                     self._encode(tables)
                     self._cell.count_written(len(tables))
@@ -260,8 +234,8 @@ class StagedPart:
         if self._writer is None:
             from cortex_dask.io.output.part import PartWriter
 
-            assert self.schema is not None
-            self._writer = PartWriter(self._store, self._staged, self._settings, self.schema)
+            assert self._schema is not None
+            self._writer = PartWriter(self._store, self._staged, self._settings, self._schema)
         for encoded, group in groupby(tables, key=lambda rows: isinstance(rows, EncodedRows)):
             rows: list[Any] = list(group)
             if encoded:
@@ -271,7 +245,7 @@ class StagedPart:
 
 
 def fitting(schema: pa.Schema) -> Fit:
-    """Return what brings rows to a settled schema."""
+    """Return what brings rows to a schema that is decided."""
 
     def fit(tables: list[Rows]) -> list[Rows]:
         if len(tables) == 1 and isinstance(tables[0], EncodedRows):

@@ -19,110 +19,55 @@ import pyarrow as pa
 from cortex_dask.errors import StorageError
 from cortex_dask.io.arrow.schema import decode_schema
 from cortex_dask.io.batch import Ahead, BadLine, Batch
-from cortex_dask.io.job.records import Cause, NoOutput, SplitRecord, SplitTask
-from cortex_dask.io.job.settings import JobSettings
-from cortex_dask.io.job.splits import BatchFormat, PlanHeader, Split
-from cortex_dask.io.json.encoder import EncodedRows, row_encoder
+from cortex_dask.io.job.records import Cause, NoOutput, SplitRecord
+from cortex_dask.io.job.splits import BatchFormat, Split
+from cortex_dask.io.json.encoder import row_encoder
 from cortex_dask.io.output.directory import AttemptName
 from cortex_dask.io.reading import read_split
 from cortex_dask.io.store.source import UnreadableInput
-from cortex_dask.io.store.store import Store
 from cortex_dask.runtime.failures import FailureFile, Verdict, one_line
 from cortex_dask.runtime.frames import SchemaMismatch
 from cortex_dask.runtime.handler_process import log
-from cortex_dask.runtime.handler_process.attempts import Attempts, Fit, Notify, Rows, Work
+from cortex_dask.runtime.handler_process.attempts import Attempts, Fit, Notify, SplitRun, Work
 from cortex_dask.runtime.handler_process.channel import Channel, ChannelAborted
-from cortex_dask.runtime.handler_process.handler import LoadedHandler
+from cortex_dask.runtime.handler_process.handler import LoadedJob
 from cortex_dask.runtime.handler_process.part import Gathering, SchemaSource, StagedPart, fitting
-from cortex_dask.runtime.history import SplitHistory
-from cortex_dask.runtime.metrics import MetricsClient
-from cortex_dask.runtime.progress_cell import Phase, ProgressCell
+from cortex_dask.runtime.progress_cell import Phase
 
-_READ_AHEAD = 32 * 1024 * 1024  # bytes of small batches that wait for the handler, and again for the writer
+READ_AHEAD = 32 * 1024 * 1024  # bytes of small batches that wait for the handler, and again for the writer
 _ROW = 200  # bytes of a row, where the plan does not know
 #: Bytes of a batch up to which it is cut, or parsed, by the thread that handles it. That keeps Python's lock, so a
 #: thread of its own helps only while the handler does without, and makes the handler wait for the lock afterwards.
-_SMALL = 64 * 1024
+SMALL_BATCH = 64 * 1024
 _QUICK: tuple[BatchFormat, ...] = ("records", "numpy", "pyarrow")  # a payload of few rows takes microseconds to make
 _JOIN_SECONDS = 5.0
 _NAMED_LINES = 10  # malformed lines of a split that its log names
 
 
 @dataclass(frozen=True, slots=True)
-class _Unread:
+class Unread:
     """The batches from ``first`` on cannot be read."""
 
     first: int
     verdict: Verdict
 
 
-Item = Work | BadLine | _Unread
+Item = Work | BadLine | Unread
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedJob:
-    """What all splits of a job have in common in one process."""
-
-    settings: JobSettings
-    header: PlanHeader
-    store: Store  # the job directory
-    output: Store | None
-    handler: LoadedHandler
-    metrics: MetricsClient
-    cell: ProgressCell
-
-
-@dataclass(frozen=True, slots=True)
-class SplitRun:
-    """What is to be run.
-
-    Attributes
-    ----------
-    task : SplitTask
-        The split, and the output's schema where it is settled.
-    attempt_id : str
-        Makes the names of what is written unique.
-    history : SplitHistory
-        What earlier processes met.
-    overlap : bool
-        Whether the stages run in threads of their own.
-    guard : type
-        What counts as raised by the handler.
-    """
-
-    task: SplitTask
-    attempt_id: str
-    history: SplitHistory
-    overlap: bool = True
-    guard: type[BaseException] | tuple[type[BaseException], ...] = BaseException
-
-
-def run_attempt(job: LoadedJob, attempt: SplitRun, source: SchemaSource, notify: Notify) -> SplitRecord:
+def run_attempt(job: LoadedJob, split_run: SplitRun, source: SchemaSource, notify: Notify) -> SplitRecord:
     """Run a split; the record lacks what only the supervisor knows.
 
-    Parameters
-    ----------
-    job, attempt
-        What to run.
-    source : SchemaSource
-        Who knows the output's schema.
-    notify : callable
-        Takes events: a batch that failed an attempt, that recovered, the first batch without output.
-
-    Raises
-    ------
-    StorageError
-        If a store fails after all retries. Nothing is left behind, as with every exception.
-    NeedsSchema
-        If there is output and nobody settles its schema.
+    Raises StorageError if a store fails after all retries, and NeedsSchema if there is output and its schema is not
+    decided. Nothing is left behind, as with every exception.
     """
-    run = _Run(job, attempt, source, notify)
+    pipeline = Pipeline(job, split_run, source, notify)
     carried = job.metrics.collect()  # pushed between two splits, as from __init__
     try:
-        record = run.run()
+        record = pipeline.run_split()
     except BaseException:
-        run.discard()
+        pipeline.discard()
         job.metrics.collect()
         job.metrics.restore(carried)
         raise
@@ -131,41 +76,32 @@ def run_attempt(job: LoadedJob, attempt: SplitRun, source: SchemaSource, notify:
     return replace(record, extra={"metrics": metrics} if metrics else {})
 
 
-class _Run:
-    """The state of one attempt."""
+class Pipeline:
+    """The state of one attempt at a split."""
 
-    def __init__(self, job: LoadedJob, attempt: SplitRun, source: SchemaSource, notify: Notify) -> None:
+    def __init__(self, job: LoadedJob, split_run: SplitRun, source: SchemaSource, notify: Notify) -> None:
         self._job = job
-        self._task = attempt.task
-        self._split: Split = attempt.task.split
-        self._history = attempt.history
-        self._overlap = attempt.overlap and not attempt.history.careful
+        self._split: Split = split_run.task.split
+        self._name = AttemptName(job.settings.job_id, self._split.number, split_run.attempt_id)
+        self._history = split_run.history
+        self._overlap = split_run.overlap and not split_run.history.careful
         self._notify = notify
-        self._attempt_id = attempt.attempt_id
         self._handled_before = job.handler.handle_nanoseconds
         settings = job.settings
         self._format = settings.batch_format
-        job_id = settings.job_id
-        self._attempts = Attempts(
-            job.handler, settings, self._split.origin, attempt.history, job.cell, notify, attempt.guard
+        self._attempts = Attempts(job, split_run, notify)
+        self._failures = FailureFile(
+            job.store, settings.job_id, self._split, split_run.attempt_id, job.header.batch_size
         )
-        self._failures = FailureFile(job.store, job_id, self._split, attempt.attempt_id, job.header.batch_size)
-        self._limit = min(_READ_AHEAD, (settings.compute.memory or _READ_AHEAD * 32) // 32)
+        self._limit = min(READ_AHEAD, (settings.compute.memory or READ_AHEAD * 32) // 32)
         self._part: StagedPart | None = None
         self._gathering: Gathering | None = None
         self._fit: Fit = lambda tables: tables
-        if settings.output is not None and job.output is not None:
-            self._part = StagedPart(
-                job.output,
-                settings.output,
-                AttemptName(job_id, self._split.number, attempt.attempt_id),
-                job.cell,
-                threaded=self._overlap,
-                limit=self._limit,
-                notify=notify,
-            )
-            if attempt.task.schema is not None:
-                self._settle(decode_schema(attempt.task.schema))
+        if settings.output is not None:
+            limit = self._limit if self._overlap else None
+            self._part = StagedPart(settings.output, self._name, job.cell, limit, notify)
+            if split_run.task.schema is not None:
+                self._set_schema(decode_schema(split_run.task.schema))
             else:
                 self._gathering = Gathering(source, job.cell)
                 self._fit = self._gathering.fit
@@ -175,18 +111,18 @@ class _Run:
         self._failed = 0
         self._malformed = 0
         self._rows_in = 0
-        self._spoken = self._part is None  # whether it is known that the first batch has output or has none
+        self._knows_output = self._part is None  # whether it is known that the first batch has output or has none
 
-    def run(self) -> SplitRecord:
+    def run_split(self) -> SplitRecord:
         """Handle every batch, then make failures and part durable."""
         self._job.cell.set_phase(Phase.RUNNING)
         for item in self._items():
             match item:
                 case Work():
-                    self._take(item)
+                    self._handle(item)
                 case BadLine():
                     self._leave_out(item)
-                case _Unread():
+                case Unread():
                     self._give_up(item)
         return self._finish()
 
@@ -194,11 +130,11 @@ class _Run:
         """Write what is left; the part and the failures are durable afterwards."""
         self._job.cell.set_phase(Phase.CLOSING)
         if self._gathering is not None:
-            self._release(self._gathering.end())
+            self._write_held(self._gathering.finish())
         part = None if self._part is None else self._part.close()
         return SplitRecord(
             split=self._split.number,
-            attempt_id=self._attempt_id,
+            attempt_id=self._name.attempt_id,
             part=part,
             batches=self._batches,
             succeeded=self._batches - self._failed,
@@ -221,70 +157,60 @@ class _Run:
 
     # handling ---------------------------------------------------------------------------------------------------------
 
-    def _take(self, work: Work) -> None:
+    def _handle(self, work: Work) -> None:
         """Handle a batch and pass on what came back."""
         batch = work.batch
         self._batches += 1
         self._rows_in += batch.rows
         if batch.rows:  # or else each of its lines is malformed
-            self._handle(work)
+            self._handle_rows(work)
         self._job.cell.end_batch(batch.rows)
 
-    def _handle(self, work: Work, used: int = 0) -> None:
-        result = self._attempts.run(work, self._fit, used=used)
+    def _handle_rows(self, work: Work, used: int = 0) -> None:
+        result = self._attempts.handle_batch(work, self._fit, used=used)
         if isinstance(result, Verdict):
             self._failed += 1
             self._failures.add(work.as_read(), result)
             return
-        if not self._spoken:
-            self._spoken = True
+        if not self._knows_output:
+            self._knows_output = True
             if not any(table.num_rows for table in result):
                 self._notify(NoOutput(self._split.number))
         if self._gathering is not None:
-            schema = self._gathering.hold(work, result)
+            schema = self._gathering.add(work, result)
             if schema is not None:
-                self._release(schema)
+                self._write_held(schema)
         elif self._part is not None:
             self._part.write(result)
 
     # the schema -------------------------------------------------------------------------------------------------------
 
-    def _settle(self, schema: pa.Schema) -> None:
+    def _set_schema(self, schema: pa.Schema) -> None:
         assert self._part is not None
-        self._part.schema = schema
+        self._part.set_schema(schema)
         self._fit = fitting(schema)
         self._gathering = None
         output = self._job.settings.output
         if output is not None and output.format == "json" and not output.keep:
-            self._attempts.shortcut = row_encoder(schema)
+            self._attempts.set_shortcut(row_encoder(schema))
 
-    def _release(self, schema: pa.Schema | None) -> None:
+    def _write_held(self, schema: pa.Schema | None) -> None:
         """Write what was held back while there was no schema; a batch that does not fit it has failed an attempt."""
         assert self._gathering is not None
-        held, self._gathering.held = self._gathering.held, []
+        held = self._gathering.pop_held()
         if schema is None:
             return
-        self._settle(schema)
+        self._set_schema(schema)
         assert self._part is not None
         for work, tables in held:
             try:
-                fitted = self._fit(self._shortened(tables))
+                fitted = self._fit(self._attempts.shorten(tables))
             except ValueError as error:
                 log.logger.warning("a batch does not fit the output's schema, trying it again: %s", error)
                 self._notify(SchemaMismatch(work.batch.index))
-                self._handle(work, used=1)
+                self._handle_rows(work, used=1)
             else:
                 self._part.write(fitted)
-
-    def _shortened(self, tables: list[Rows]) -> list[Rows]:
-        """Return rows that were held back as their shortcut would have made them.
-
-        Arrow's own way to JSON makes pyarrow import pandas, which a process that has only such rows can do without.
-        """
-        shortcut = self._attempts.shortcut
-        if shortcut is None:
-            return tables
-        return [table if isinstance(table, EncodedRows) else shortcut(table.to_pylist()) or table for table in tables]
 
     # reading ----------------------------------------------------------------------------------------------------------
 
@@ -294,20 +220,20 @@ class _Run:
             return self._read()
         size = self._bytes_per_row()
         header = self._job.header
-        if header.batch_size * size <= _SMALL and self._job.settings.batch_format in _QUICK:
+        if header.batch_size * size <= SMALL_BATCH and self._job.settings.batch_format in _QUICK:
             return self._read(self._ahead)
         return self._ahead(self._read(), lambda item: item.batch.rows * size if isinstance(item, Work) else _ROW)
 
     def _ahead(self, items: Iterator[T], size: Callable[[T], int]) -> Iterator[T]:
-        """Yield what a reader thread takes from ``items``."""
+        """Yield ``items``, which a reader thread reads."""
         channel: Channel[T] = Channel(self._limit)
         self._channel = channel
         self._reader = threading.Thread(
             target=self._fill, args=(channel, items, size), name="cortex-dask-reader", daemon=True
         )
         self._reader.start()
-        while taken := channel.take():
-            yield from taken
+        while popped := channel.pop_items():
+            yield from popped
         self._reader.join()
 
     def _fill(self, channel: Channel[T], items: Iterator[T], size: Callable[[T], int]) -> None:
@@ -316,11 +242,11 @@ class _Run:
             for item in items:
                 channel.put(item, size(item))
                 self._job.cell.count_read()
-            channel.end()
+            channel.finish()
         except ChannelAborted:
             return
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
-            channel.end(error)
+            channel.finish(error)
 
     def _read(self, ahead: Ahead | None = None) -> Iterator[Item]:
         """Yield the split's batches with their payloads, in the end perhaps those that cannot be read."""
@@ -331,7 +257,7 @@ class _Run:
         items = iter(read_split(split, self._job.header, ahead) if ahead else read_split(split, self._job.header))
         while expected is not None:
             if stop is not None and expected >= stop[0]:
-                yield _Unread(expected, stop[1])
+                yield Unread(expected, stop[1])
                 return
             if not self._overlap:
                 cell.begin_read(expected)
@@ -339,14 +265,14 @@ class _Run:
                 item = next(items, None)
             except StorageError:
                 raise
-            except Exception as error:  # noqa: BLE001 - in whatever way it failed, the rest was not read
-                yield _Unread(expected, _unreadable(error))
+            except Exception as error:  # noqa: BLE001 - however it failed, the rest was not read
+                yield Unread(expected, _unreadable(error))
                 return
             if item is None:
                 if expected < (split.batches or 0):
                     planned = f"the plan says that split {split.number} has {split.batches} batches"
                     found = f"{planned}, but number {expected} is not there"
-                    yield _Unread(expected, Verdict("unreadable input", found, None, 1))
+                    yield Unread(expected, Verdict("unreadable input", found, None, 1))
                 return
             if isinstance(item, Batch):
                 expected = next(wanted, None)
@@ -367,7 +293,7 @@ class _Run:
             log.logger.error("split %d has more malformed lines: all of them are in the dead letter", number)
         self._failures.add_line(line)
 
-    def _give_up(self, unread: _Unread) -> None:
+    def _give_up(self, unread: Unread) -> None:
         """Make dead letters of the batches that cannot be read."""
         split = self._split
         if split.only is not None:
@@ -375,7 +301,7 @@ class _Run:
         elif split.batches is not None:
             indexes = list(range(unread.first, split.batches))
         else:
-            indexes = [unread.first]  # nobody knows how many follow; this one stands for them all
+            indexes = [unread.first]  # it is unknown how many follow: this one is for all of them
         many = "1 batch is" if len(indexes) == 1 else f"{len(indexes)} batches are"
         log.logger.error("split %d: %s not handled: %s", split.number, many, unread.verdict.error)
         self._batches += len(indexes)

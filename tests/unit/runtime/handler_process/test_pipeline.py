@@ -16,14 +16,14 @@ from cortex_dask.errors import StorageError
 from cortex_dask.io.arrow.schema import decode_schema, encode_schema
 from cortex_dask.io.job.records import NoOutput, SplitTask
 from cortex_dask.io.output.part import PartWriter
-from cortex_dask.io.store.store import Store
 from cortex_dask.runtime.frames import BatchEvent
 from cortex_dask.runtime.handler_process import part as part_module
 from cortex_dask.runtime.handler_process import pipeline
+from cortex_dask.runtime.handler_process.attempts import SplitRun
 from cortex_dask.runtime.handler_process.channel import Channel, ChannelAborted
-from cortex_dask.runtime.handler_process.handler import LoadedHandler
+from cortex_dask.runtime.handler_process.handler import LoadedHandler, LoadedJob
 from cortex_dask.runtime.handler_process.part import NeedsSchema
-from cortex_dask.runtime.handler_process.pipeline import LoadedJob, SplitRun, run_attempt
+from cortex_dask.runtime.handler_process.pipeline import run_attempt
 from cortex_dask.runtime.history import SplitHistory
 from cortex_dask.runtime.metrics import MetricsClient
 from cortex_dask.runtime.progress_cell import ProgressCell
@@ -62,16 +62,15 @@ class Loop:
         assert header is not None
         settings = self.job.settings
         self.handler = LoadedHandler(instance, HandlerSignature(frozenset(), frozenset({"payload"}), False))
-        output = Store(settings.output.url) if settings.output else None
         self.context = LoadedJob(
-            settings, header, self.job.directory.store, output, self.handler, MetricsClient(), ProgressCell()
+            settings, header, self.job.directory.store, self.handler, MetricsClient(), ProgressCell()
         )
         self.events: list[BatchEvent] = []
 
     def run(self, source: Any = None, *, overlap: bool = True, history: SplitHistory | None = None) -> Any:
         task = SplitTask(self.job.url, self.job.splits[0], 1, None)
-        attempt = SplitRun(task, "a1", history or SplitHistory(), overlap=overlap)
-        return run_attempt(self.context, attempt, source or Settled(), self.events.append)
+        split_run = SplitRun(task, "a1", history or SplitHistory(), overlap=overlap)
+        return run_attempt(self.context, split_run, source or Settled(), self.events.append)
 
     def rows(self, record: Any) -> list[dict[str, Any]]:
         return self.job.rows(record)
@@ -100,12 +99,12 @@ def test_everything_comes_through_in_order_whatever_it_weighs() -> None:
     def produce() -> None:
         for number in range(5000):
             channel.put(number, number % 700)
-        channel.end()
+        channel.finish()
 
     thread = threading.Thread(target=produce)
     thread.start()
     found: list[int] = []
-    while items := channel.take():
+    while items := channel.pop_items():
         found += items
     thread.join()
     assert found == list(range(5000))
@@ -119,12 +118,12 @@ def test_a_producer_of_big_items_stays_two_ahead() -> None:
         for number in range(6):
             channel.put(number, 5000)
             put.append(number)
-        channel.end()
+        channel.finish()
 
     thread = threading.Thread(target=produce)
     thread.start()
     taken: list[int] = []
-    while items := channel.take():
+    while items := channel.pop_items():
         assert len(items) == 1
         taken += items
         time.sleep(0.02)
@@ -136,10 +135,10 @@ def test_a_producer_of_big_items_stays_two_ahead() -> None:
 def test_an_error_comes_after_the_items_before_it() -> None:
     channel: Channel[int] = Channel(1000)
     channel.put(1, 1)
-    channel.end(ValueError("broken"))
-    assert channel.take() == [1]
+    channel.finish(ValueError("broken"))
+    assert channel.pop_items() == [1]
     with pytest.raises(ValueError, match="broken"):
-        channel.take()
+        channel.pop_items()
 
 
 def test_giving_up_wakes_whoever_waits() -> None:
@@ -159,7 +158,7 @@ def test_giving_up_wakes_whoever_waits() -> None:
     thread.join(5)
     assert len(raised) == 1
     with pytest.raises(ChannelAborted):
-        channel.take()
+        channel.pop_items()
 
 
 # the loop -----------------------------------------------------------------------------------------------------------
@@ -182,7 +181,7 @@ def test_what_a_handler_does_to_its_records_is_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overlap: bool, small: bool, output: str
 ) -> None:
     """Second attempts, kept columns and dead letters have the records as they were read."""
-    monkeypatch.setattr(pipeline, "_SMALL", 64_000 if small else 0)
+    monkeypatch.setattr(pipeline, "SMALL_BATCH", 64_000 if small else 0)
     attempts: dict[int, int] = {}
 
     def handle(payload: Any) -> Any:
@@ -303,7 +302,7 @@ def test_stages_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             yield item
 
     monkeypatch.setattr(pipeline, "read_split", read_split)
-    monkeypatch.setattr(pipeline, "_SMALL", 0)
+    monkeypatch.setattr(pipeline, "SMALL_BATCH", 0)
     loop = Loop(tmp_path, lambda payload: seen.wait(10) and payload)
     assert loop.run().rows_out == 100
 
@@ -379,7 +378,7 @@ def test_memory_is_bounded_by_a_few_batches(tmp_path: Path, monkeypatch: pytest.
             yield item
 
     monkeypatch.setattr(pipeline, "read_split", read_split)
-    monkeypatch.setattr(pipeline, "_READ_AHEAD", 1000)
+    monkeypatch.setattr(pipeline, "READ_AHEAD", 1000)
     handled: list[int] = []
 
     def handle(payload: Any) -> None:
@@ -435,7 +434,7 @@ def test_an_answer_that_takes_its_time_holds_nothing_up(tmp_path: Path) -> None:
 
 
 def test_a_column_without_any_value_stays_one_of_nulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part_module, "_MOST_BATCHES", 3)
+    monkeypatch.setattr(part_module, "MOST_BATCHES", 3)
     source = Settled()
     loop = Loop(tmp_path, by_batch({7: {"a": 1, "b": 5}}, {"a": 1, "b": None}))
     record = loop.run(source)
