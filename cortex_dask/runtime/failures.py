@@ -1,4 +1,4 @@
-"""The dead letters of one attempt at a split, gathered while it runs and stored when it is done."""
+"""The failed batches of one attempt at a split, gathered while it runs and stored when it is done."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cortex_dask.io.store.store import Store
 
 
-_IN_MEMORY = 4 * 1024 * 1024  # bytes of dead letters that are held before they go to a temporary file
+_IN_MEMORY = 4 * 1024 * 1024  # bytes of failures in memory; more go to a temporary file
 _COPY = 1024 * 1024
 _TRACEBACK = 100_000  # characters of a traceback that are kept: one of a deep recursion repeats itself
 _LINE = 2_000  # characters of the one line that goes into the ledger
@@ -38,21 +38,7 @@ class Verdict:
 
 
 class FailureFile:
-    """``failures/<split>-<attempt id>.jsonl`` in the job directory: a line per batch (or malformed line) and payload.
-
-    Parameters
-    ----------
-    store : Store
-        The job directory.
-    job_id : str
-        Names the batches, together with the split.
-    split : Split
-        The split.
-    attempt_id : str
-        Makes the file's name unique.
-    batch_size : int
-        Rows of every batch but the last.
-    """
+    """``failures/<split>-<attempt id>.jsonl`` in the job directory: a line per failed batch or malformed line."""
 
     def __init__(self, store: Store, job_id: str, split: Split, attempt_id: str, batch_size: int) -> None:
         self._store = store
@@ -69,7 +55,7 @@ class FailureFile:
 
         try:
             payload: Any = to_records(batch.data)
-        except Exception as error:  # noqa: BLE001 - the dead letter is written whatever is in the rows
+        except Exception as error:  # noqa: BLE001 - the dead failure is written whatever is in the rows
             payload = None
             problem = f" (its rows could not be written here: {one_line(error)})"
             verdict = Verdict(verdict.cause, verdict.error + problem, verdict.traceback, verdict.attempts)
@@ -89,7 +75,7 @@ class FailureFile:
         self._write(None, identity, 1, verdict, [place], [line.text])
 
     def close(self) -> str | None:
-        """Store the file; returns its name in the job directory, None if there is nothing to store."""
+        """Store the file; return its name in the job directory, None if there is nothing to store."""
         if self._file is None:
             return None
         self._file.seek(0)
@@ -121,7 +107,7 @@ class FailureFile:
         position: Any,
         payload: Sequence[Any] | None,
     ) -> None:
-        letter = {
+        failure = {
             "batch_id": identity,
             "split": self._split.origin,
             "batch": index,
@@ -138,7 +124,7 @@ class FailureFile:
 
             self._file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed by close() or discard()
         try:
-            self._file.write(_dump(letter) + b"\n")
+            self._file.write(_dump(failure) + b"\n")
         except OSError as error:
             raise StorageError(f"dead letters cannot be kept in the temporary folder: {error.strerror}") from error
         self.failures.append(
@@ -168,8 +154,8 @@ def shorten(text: str | None) -> str | None:
     return f"{text[:half]}\n… {len(text) - _TRACEBACK:,} characters left out …\n{text[-half:]}"
 
 
-def _dump(letter: dict[str, Any]) -> bytes:
+def _dump(failure: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(letter, default=str, option=orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(failure, default=str, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:  # integers of more than 64 bits, lone surrogates
-        return json.dumps(letter, default=str, ensure_ascii=False).encode(errors="replace")
+        return json.dumps(failure, default=str, ensure_ascii=False).encode(errors="replace")

@@ -19,20 +19,12 @@ class BatchHistory:
 
 @dataclass(slots=True)
 class SplitHistory:
-    """The batches of a split that have failed before, and how the split is to be run.
+    """The batches of a split that have failed before, and how the split is to be run."""
 
-    Attributes
-    ----------
-    batches : dict
-        By index in the split of origin.
-    unreadable : tuple of (int, Verdict) or None
-        The batch from which on nothing is read any more, because the process died over it again and again.
-    careful : bool
-        Whether reading, handling and writing take turns, so that it is certain which one a crash hits.
-    """
-
-    batches: dict[int, BatchHistory] = field(default_factory=dict)
+    batches: dict[int, BatchHistory] = field(default_factory=dict)  # by index in the split of origin
+    #: The batch from which on nothing is read any more, because the process died over it again and again.
     unreadable: tuple[int, Verdict] | None = None
+    #: Whether reading, handling and writing take turns, so that it is certain which one a crash hits.
     careful: bool = False
 
     def of(self, index: int) -> BatchHistory:

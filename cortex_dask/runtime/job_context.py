@@ -1,4 +1,4 @@
-"""What a handler finds around it: the environment that its job belongs to, and the names that Cortex offered.
+"""The context of a handler: the environment that its job belongs to, and the names that Cortex offered.
 
 A handler may deploy APIs and submit jobs. Those go to the store of its own job, run on the cluster of its own job, and
 know nothing of the variables that were set for this one process.
@@ -34,12 +34,12 @@ _current: JobContext | None = None
 
 
 def current() -> JobContext | None:
-    """Return where this process' job belongs; None outside of handler processes."""
+    """Return the context of this process' job; None outside of handler processes."""
     return _current
 
 
 def describe(job_url: str, settings: JobSettings) -> dict[str, Any] | None:
-    """Return what a handler process is told, as plain JSON values; None for a job that lies in no environment."""
+    """Return a job's context for its handler processes, as JSON values; None for a job that is in no environment."""
     url = job_url.rstrip("/")
     place = f"/jobs/{settings.api_name}/{settings.job_id}"
     if not url.endswith(place):
@@ -55,14 +55,9 @@ def describe(job_url: str, settings: JobSettings) -> dict[str, Any] | None:
 
 
 def enter(described: Mapping[str, Any] | None, changed: Mapping[str, str | None]) -> None:
-    """Take the environment of this process' job; before the handler's own variables are set.
+    """Set the context of this process' job, as :func:`describe` returned it, before the handler's variables are set.
 
-    Parameters
-    ----------
-    described : mapping or None
-        What :func:`describe` returned.
-    changed : mapping
-        Variables that were set for this process alone, and what they were before (None: not set).
+    ``changed`` holds variables that were set for this process alone, and what they were before (None: not set).
     """
     global _current
     if described is None:
@@ -85,7 +80,7 @@ def offer_names() -> None:
 
 
 def withdraw_names() -> None:
-    """Take the names away again, where a handler has run in the caller's own process."""
+    """Remove the names again, where a handler has run in the caller's own process."""
     if _FOLDER in sys.path:
         sys.path.remove(_FOLDER)
     for name, module in list(sys.modules.items()):

@@ -1,16 +1,4 @@
-"""Structured logging in the handler process: every record, print and warning becomes one line of JSON.
-
-    from cortex_dask import logger
-
-    logger.info("completed processing batch", extra={"confidence": 0.97})
-
-gives ``{"asctime": "2021-01-19 15:14:05,291", "levelname": "INFO", "message": "completed processing batch",
-"process": 235, "batch_id": "…", "confidence": 0.97, "labels": {…}}``. The keys of ``extra`` stand in the line itself;
-``asctime, levelname, message, process`` and ``labels`` are reserved and never overridden. Times are UTC.
-
-The lines go to the supervisor, which stores them (:mod:`cortex_dask.runtime.worker.log_writer`), so that the last ones
-before a crash are kept. Outside of a handler process :data:`logger` is a plain logger.
-"""
+"""One line of a job's log as JSON: its reserved keys, and values that JSON does not know as text."""
 
 from __future__ import annotations
 
@@ -27,9 +15,6 @@ MAX_LINE = 5 * 1024 * 1024
 
 _RESERVED = frozenset({"asctime", "levelname", "message", "process", "labels"})
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
-
-
-# lines --------------------------------------------------------------------------------------------------------------
 
 
 def line(
@@ -70,17 +55,17 @@ def _dumps(value: dict[str, Any]) -> bytes:
 
 
 def _pair(key: str, item: Any) -> bytes:
-    name = _plain_json(key)
+    name = _to_json(key)
     try:
         return name + b":" + orjson.dumps(item, default=to_text, option=_OPTIONS)
     except Exception:  # noqa: BLE001 - as above
         try:
-            return name + b":" + _plain_json(item)
+            return name + b":" + _to_json(item)
         except Exception:  # noqa: BLE001 - as above
-            return name + b":" + _plain_json(to_text(item))
+            return name + b":" + _to_json(to_text(item))
 
 
-def _plain_json(value: Any) -> bytes:
+def _to_json(value: Any) -> bytes:
     # Lone surrogates have no form in UTF-8, and written as an escape they are refused by readers.
     return json.dumps(value, default=to_text, allow_nan=False, ensure_ascii=False).encode(errors="replace")
 
@@ -89,7 +74,7 @@ def to_text(value: Any) -> str:
     """Return the text of a value, also of one whose ``str`` fails."""
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 - whatever a user's __str__ does, the line is written
+    except Exception:  # noqa: BLE001 - the line is written even if a __str__ of the user fails
         return f"<{type(value).__name__}>"
 
 

@@ -1,12 +1,12 @@
 """The progress cell: a few numbers in shared memory by which a supervisor sees what its handler process is doing.
 
-The handler process stores into it without a system call, so that each of a million batches can say that it has begun;
-the supervisor looks at it about ten times a second, and once more when the process is dead, to see which batch was in
+The handler process stores into it without a system call, so each of a million batches can be recorded;
+the supervisor reads it about ten times a second, and once more when the process is dead, to see which batch was in
 hand. It is a small memory-mapped file that has no name any more, passed on as a file descriptor, and works the same
 on Linux and macOS.
 
 Every number is one aligned 64-bit word with one writing thread, so a word is never torn. Words that belong together are
-stored in an order that keeps a reader who comes in between on the safe side: see :meth:`ProgressCell.begin_call`.
+stored in an order that keeps a reader who comes in between on the safe side, see :meth:`ProgressCell.start_call`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Phase(IntEnum):
     STARTING = 0  # imports, the handler's __init__
     IDLE = 1  # waiting for a split
     RUNNING = 2  # a split's batches
-    WAITING = 3  # for the output's schema, which is nobody's fault
+    WAITING = 3  # for the output's schema
     CLOSING = 4  # writing the rest of the part
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the cell said at one moment."""
+    """What the cell held at one moment."""
 
     run: int  # which of the runs that the process was sent this is about
     phase: Phase
@@ -47,20 +47,14 @@ class Snapshot:
     reading: int | None  # index of the batch that is being read, where reading and handling take turns
     batches: int  # done with, whether they succeeded or not
     rows: int
-    beats: tuple[int, ...]  # changes whenever a batch was read, begun, done or written
+    beats: tuple[int, ...]  # changes whenever a batch was read, started, done or written
 
 
 class ProgressCell:
-    """A view of the shared words.
+    """A view of the shared words."""
 
-    Parameters
-    ----------
-    descriptor : int
-        The file; it may be closed afterwards, the map stays. -1: memory of this process alone.
-    """
-
-    def __init__(self, descriptor: int = -1) -> None:
-        self._map = mmap.mmap(descriptor, _SIZE)
+    def __init__(self, descriptor: int = -1) -> None:  # -1: memory of this process alone
+        self._map = mmap.mmap(descriptor, _SIZE)  # stays when the descriptor is closed
         self._words = memoryview(self._map).cast("q")
 
     @classmethod
@@ -72,7 +66,7 @@ class ProgressCell:
             import tempfile
 
             descriptor, path = tempfile.mkstemp(prefix="cortex-dask-cell-")
-            os.unlink(path)  # noqa: PTH108 - nobody opens it by name, and so nobody has to remove it
+            os.unlink(path)  # noqa: PTH108 - it is opened by its descriptor only, and so never has to be removed
         os.write(descriptor, bytes(_SIZE))  # a page that a full disk could not provide later would be a bus error
         return cls(descriptor), descriptor
 
@@ -83,8 +77,8 @@ class ProgressCell:
 
     # by the handler process -------------------------------------------------------------------------------------------
 
-    def begin_run(self, run: int) -> None:
-        """Forget the last split and begin with another (main thread)."""
+    def start_run(self, run: int) -> None:
+        """Forget the last split and start another (main thread)."""
         words = self._words
         words[_RUN] = _NONE
         for index in range(_RUN):
@@ -94,19 +88,19 @@ class ProgressCell:
         words[_RUN] = run
 
     def set_phase(self, phase: Phase) -> None:
-        """Say what is being done (main thread)."""
+        """Set what is being done (main thread)."""
         self._words[_PHASE] = phase
         self._words[_BEATS] += 1
 
-    def begin_batch(self, index: int) -> None:
-        """Take a batch in hand (main thread)."""
+    def start_batch(self, index: int) -> None:
+        """Set the batch in hand (main thread)."""
         words = self._words
         words[_ATTEMPT] = 0
         words[_ROWS_IN_HAND] = 0
         words[_BATCH] = index
 
-    def begin_call(self, attempt: int, rows: int) -> None:
-        """Note that ``handle_batch`` is called now, for the batch in hand or for a piece of it (main thread).
+    def start_call(self, attempt: int, rows: int) -> None:
+        """Record that ``handle_batch`` is called now, for the batch in hand or for a piece of it (main thread).
 
         The time is stored last. A reader takes the batch before the time; in between, the batch can only have been
         replaced by a later one with a later time, so nothing is ever taken to have run for longer than it has.
@@ -118,22 +112,22 @@ class ProgressCell:
         words[_CALLED] = time.monotonic_ns()
 
     def end_call(self) -> None:
-        """Note that ``handle_batch`` returned or raised (main thread)."""
+        """Record that ``handle_batch`` returned or raised (main thread)."""
         self._words[_CALLED] = 0
 
     def end_batch(self, rows: int) -> None:
-        """Put the batch in hand away (main thread)."""
+        """Count the batch in hand as done (main thread)."""
         words = self._words
         words[_BATCH] = _NONE
         words[_DONE] += 1
         words[_ROWS] += rows
 
-    def begin_read(self, index: int) -> None:
-        """Say which batch is read next (main thread, where reading and handling take turns)."""
+    def start_read(self, index: int) -> None:
+        """Set which batch is read next (main thread, where reading and handling take turns)."""
         self._words[_READING] = index
 
     def end_read(self) -> None:
-        """Say that reading is over for now (main thread, where reading and handling take turns)."""
+        """Record that reading has ended for now (main thread, where reading and handling take turns)."""
         self._words[_READING] = _NONE
 
     def count_read(self) -> None:
@@ -147,7 +141,7 @@ class ProgressCell:
     # by the supervisor ------------------------------------------------------------------------------------------------
 
     def read(self) -> Snapshot:
-        """Look at it."""
+        """Return what the words are now."""
         words = self._words
         batch = words[_BATCH]
         called = words[_CALLED]

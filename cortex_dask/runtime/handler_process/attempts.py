@@ -145,7 +145,7 @@ class Attempts:
         if before.verdict is not None:
             return before.verdict
         name = partial(batch_id, self._settings.job_id, self._origin, index)
-        self._cell.begin_batch(index)
+        self._cell.start_batch(index)
         log.set_batch(name)
         attempts = before.attempts + used
         try:
@@ -237,7 +237,7 @@ class Attempts:
             else:
                 data, payload = work.piece(start, stop)
                 name = partial(_piece_id, name, start, stop)
-            self._cell.begin_call(attempt, rows)
+            self._cell.start_call(attempt, rows)
             try:
                 result = self._handler.handle(payload, name)
             finally:

@@ -19,7 +19,7 @@ import threading
 from cortex_dask.runtime.frames import Command, FrameReader, FrameWriter, ProcessEvent, SchemaAnswer, decode
 from cortex_dask.runtime.progress_cell import ProgressCell
 
-_ORPHAN_CHECK = 5.0  # seconds between two looks at the parent, should a copy of the pipe's other end live on elsewhere
+_ORPHAN_CHECK = 5.0  # seconds between two checks of the parent, should a copy of the pipe's other end live on elsewhere
 
 
 def die() -> None:
@@ -30,30 +30,17 @@ def die() -> None:
 
 
 class Connection:
-    """The process's side of the pipes.
+    """The process's side of the pipes; commands come on the standard input."""
 
-    Parameters
-    ----------
-    events, cell, lifeline : int
-        Descriptors that the supervisor passed on; commands come on the standard input.
-
-    Attributes
-    ----------
-    commands : queue.SimpleQueue
-        What the supervisor wants done, in order.
-    answers : queue.SimpleQueue
-        What it answers to questions.
-    """
-
-    def __init__(self, events: int, cell: int, lifeline: int) -> None:
+    def __init__(self, events: int, cell: int, lifeline: int) -> None:  # descriptors that the supervisor passed on
         for descriptor in (events, cell, lifeline):
             os.set_inheritable(descriptor, False)  # passing them on to us made them inheritable
         self._events = FrameWriter(events)
         self._parent = os.getppid()
         self._lifeline = lifeline
         self.cell = ProgressCell(cell)
-        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self.answers: queue.SimpleQueue[SchemaAnswer] = queue.SimpleQueue()
+        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()  # in order
+        self.answers: queue.SimpleQueue[SchemaAnswer] = queue.SimpleQueue()  # to SchemaAsked
         self._arm()
         stdin = os.dup(0)  # what the handler reads from its standard input is nothing, not our commands
         with open(os.devnull, "rb") as nothing:
@@ -61,14 +48,14 @@ class Connection:
         threading.Thread(target=self._listen, args=(stdin,), name="cortex-dask-commands", daemon=True).start()
 
     def send(self, event: ProcessEvent) -> None:
-        """Tell the supervisor something."""
+        """Send the supervisor an event."""
         try:
             self._events.send(event)
         except OSError:
             die()
 
     def send_log(self, data: bytes) -> None:
-        """Hand a log line over."""
+        """Send the supervisor a log line."""
         try:
             self._events.send_log(data)
         except OSError:
@@ -84,11 +71,11 @@ class Connection:
                 fcntl.fcntl(self._lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)
 
     def _listen(self, stdin: int) -> None:
-        """Take in commands; their end is the end of this process."""
+        """Receive commands; their end is the end of this process."""
         reader = FrameReader()
         poll = select.poll()
         poll.register(stdin, select.POLLIN)
-        poll.register(self._lifeline, 0)  # tells of its end, whatever is asked for
+        poll.register(self._lifeline, 0)  # its end is always reported
         while True:
             ready = dict(poll.poll(_ORPHAN_CHECK * 1000))
             if self._lifeline in ready or os.getppid() != self._parent:

@@ -36,7 +36,7 @@ _recorders: list[StreamRecorder] = []
 
 
 class BatchLogger(logging.Logger):
-    """A logger that takes any key in ``extra``; the standard one raises for ``message``, ``process`` and others."""
+    """A logger that accepts any key in ``extra``; the standard one raises for ``message``, ``process`` and others."""
 
     def makeRecord(  # noqa: N802 - named by the standard library
         self,
@@ -75,7 +75,7 @@ logger = _make_logger("cortex")
 
 
 def set_batch(name: Callable[[], str] | None) -> None:
-    """Say which batch the lines from now on belong to, by what makes its id: few batches say anything."""
+    """Set which batch the next lines belong to, by what makes its id, as few batches log anything."""
     global _batch_name
     for recorder in _recorders:
         if recorder.pending:
@@ -90,15 +90,7 @@ def current_batch() -> str | None:
 
 
 class JsonHandler(logging.Handler):
-    """Hands each record on as a line of JSON.
-
-    Parameters
-    ----------
-    send : callable
-        Takes the line.
-    labels : mapping
-        What identifies the job and the worker.
-    """
+    """Sends each record as a line of JSON, with labels that identify the job and the worker."""
 
     def __init__(self, send: Callable[[bytes], None], labels: Mapping[str, str]) -> None:
         super().__init__()
@@ -118,7 +110,7 @@ class JsonHandler(logging.Handler):
         return bool(passed)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; nothing that is wrong with it breaks the batch."""
+        """Write a record; an error in it never breaks the batch."""
         try:
             message = record.getMessage()
         except Exception:  # noqa: BLE001 - "%d" with text, say: the arguments are shown as they are
@@ -128,7 +120,7 @@ class JsonHandler(logging.Handler):
     def write(
         self, level: str, message: str, extra: Mapping[str, Any] | None = None, created: float | None = None
     ) -> None:
-        """Write a line, or say that it was too long."""
+        """Write a line, or that it was too long."""
         data = line(level, message, self._labels, batch_id=current_batch(), extra=extra, created=created)
         if len(data) > MAX_LINE:
             data = line("WARNING", dropped(len(data)), self._labels, batch_id=current_batch())
@@ -146,14 +138,9 @@ class JsonHandler(logging.Handler):
 
 
 class StreamRecorder(io.TextIOBase):
-    """Stands for ``sys.stdout`` or ``sys.stderr``: each line that is printed becomes a record.
+    """Replaces ``sys.stdout`` or ``sys.stderr``: each line that is printed becomes a record.
 
-    Parameters
-    ----------
-    write_line : callable
-        Takes a printed line.
-    descriptor : int
-        The native stream, for those who ask for :meth:`fileno` or ``buffer``.
+    ``descriptor`` is the native stream, for code that asks for :meth:`fileno` or ``buffer``.
     """
 
     def __init__(self, write_line: Callable[[str], None], descriptor: int) -> None:
@@ -186,7 +173,7 @@ class StreamRecorder(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Take text; each whole line is a record. A carriage return starts its line anew, as progress bars do."""
+        """Receive text; each whole line is a record. A carriage return starts its line anew, as progress bars do."""
         with self._lock:
             if "\n" not in text and len(self.pending) + len(text) <= _TEXT_LIMIT:
                 self.pending += text
@@ -218,14 +205,7 @@ class StreamRecorder(io.TextIOBase):
 def install(send: Callable[[bytes], None], labels: Mapping[str, str], level: str) -> None:
     """Turn everything that this process logs, prints or warns of into lines of JSON; once, in the handler process.
 
-    Parameters
-    ----------
-    send : callable
-        Takes each line, from any thread.
-    labels : mapping
-        What identifies the job and the worker.
-    level : str
-        ``debug``, ``info``, ``warning`` or ``error``.
+    ``send`` is called with each line, from any thread; ``level`` is ``debug``, ``info``, ``warning`` or ``error``.
     """
     owner = os.getpid()
 
@@ -243,7 +223,7 @@ def install(send: Callable[[bytes], None], labels: Mapping[str, str], level: str
     out, err = (StreamRecorder(lambda text: handler.write("INFO", text), number) for number in (1, 2))
     _recorders[:] = [out, err]
     sys.stdout, sys.stderr = _as_text(out), _as_text(err)
-    # for those who write there directly
+    # for code that writes there directly
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr  # type: ignore[misc, assignment]
     os.register_at_fork(after_in_child=_forget_lines)
     faulthandler.enable(file=2)

@@ -185,7 +185,7 @@ def _run_split(connection: Connection, job: LoadedJob, command: RunSplit) -> Non
     from cortex_dask.runtime.handler_process.pipeline import run_attempt
 
     run = command.run
-    connection.cell.begin_run(run)
+    connection.cell.start_run(run)
     if command.rows_limit is not None:
         job.handler.limit_rows(command.rows_limit)
     job.handler.set_patience(command.patience)

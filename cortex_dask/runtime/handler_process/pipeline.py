@@ -260,7 +260,7 @@ class Pipeline:
                 yield Unread(expected, stop[1])
                 return
             if not self._overlap:
-                cell.begin_read(expected)
+                cell.start_read(expected)
             try:
                 item = next(items, None)
             except StorageError:

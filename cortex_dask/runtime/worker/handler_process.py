@@ -1,4 +1,4 @@
-"""A handler process as its supervisor sees it: started, listened to, measured, killed."""
+"""A handler process as its supervisor sees it: commanded, listened to, measured, killed."""
 
 from __future__ import annotations
 
@@ -34,42 +34,24 @@ from cortex_dask.runtime.worker.log_writer import LogWriter
 
 _READ = 1_048_576
 _TAIL = 200  # lines of native output that are remembered, for what they say of a crash
-_CHILDREN_SECONDS = (
-    1.0  # between two looks at which processes the handler has started (a look goes through all of the host's)
-)
+#: Between two searches for the processes that the handler has started: a search goes through all of the host's.
+_CHILDREN_SECONDS = 1.0
 
 
 class HandlerProcess:
-    """One process, from its start to its end.
-
-    Parameters
-    ----------
-    launched : Launched
-        The process, which nobody has told anything yet.
-    chunks : LogChunks
-        Takes its log.
-    labels : dict
-        For its log lines.
-    batch_id : callable
-        Turns the index of a batch of the running split into its id, for native output.
-
-    Attributes
-    ----------
-    inbox : queue.SimpleQueue
-        What the process says, and last of all :class:`~cortex_dask.runtime.frames.Gone`.
-    """
+    """One process, from its start to its end."""
 
     def __init__(
         self,
         launched: Launched,
-        chunks: LogWriter,
+        log: LogWriter,
         labels: dict[str, str],
-        batch_id: Callable[[int], str | None],
+        batch_id: Callable[[int], str | None],  # of the running split, for native output
     ) -> None:
-        self._chunks = chunks
+        self._log = log
         self._labels = labels
         self._batch_id = batch_id
-        self.inbox: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()  # the last one is Gone
         self.gone = threading.Event()
         self.tail: deque[str] = deque(maxlen=_TAIL)
         self._ready = False
@@ -77,13 +59,13 @@ class HandlerProcess:
         self._sending = threading.Lock()
         self._popen, self._lifeline, self._cell = launched.popen, launched.lifeline, launched.cell
         self._last: Snapshot | None = None
-        self._looking = threading.Lock()
+        self._cell_lock = threading.Lock()
         self.pid = self._popen.pid
         self._memory = _Memory(self.pid)
-        pump = threading.Thread(
-            target=self._pump, args=(launched.events,), name=f"cortex-dask-pump-{self.pid}", daemon=True
+        listener = threading.Thread(
+            target=self._listen, args=(launched.events,), name=f"cortex-dask-pump-{self.pid}", daemon=True
         )
-        pump.start()
+        listener.start()
 
     @property
     def is_ready(self) -> bool:
@@ -105,7 +87,7 @@ class HandlerProcess:
         return self._runs
 
     def send(self, command: Command) -> None:
-        """Tell the process to do something; if it is gone, the inbox says so."""
+        """Send the process a command; if it is gone, the inbox has that."""
         assert self._popen.stdin is not None
         data = memoryview(frame(MESSAGE, encode(command)))
         with self._sending, contextlib.suppress(OSError, ValueError):
@@ -114,7 +96,7 @@ class HandlerProcess:
 
     def progress(self) -> Snapshot:
         """Return what the process is doing, or what it was doing when it ended."""
-        with self._looking:
+        with self._cell_lock:
             return self._last or self._cell.read()
 
     def memory(self) -> int:
@@ -127,7 +109,7 @@ class HandlerProcess:
         return self._popen.returncode if self.gone.is_set() else None
 
     def traceback(self, seconds: float = 1.0) -> str | None:
-        """Ask a process that hangs where it is; returns what it says within some time."""
+        """Ask a process that hangs where it is; return what it writes within some time."""
         before = len(self.tail)
         self.tail.clear()
         with contextlib.suppress(OSError):
@@ -168,13 +150,13 @@ class HandlerProcess:
         self.gone.wait(5.0)
 
     def close(self) -> None:
-        """Ask it to leave in good order; returns at once, see :attr:`gone`."""
+        """Ask it to end in good order; return at once, see :attr:`gone`."""
         self.send(Close())
 
     # listening --------------------------------------------------------------------------------------------------------
 
-    def _pump(self, events: int) -> None:
-        """Take in what the process writes, until it has ended and nothing is left."""
+    def _listen(self, events: int) -> None:
+        """Receive what the process writes, until it has ended and nothing is left."""
         assert self._popen.stdout is not None
         assert self._popen.stderr is not None
         frames = FrameReader()
@@ -197,7 +179,7 @@ class HandlerProcess:
                 self._popen.wait()
                 ready = list(streams)  # a descendant that got away may hold them open, so their end is not waited for
             for descriptor in ready:
-                if descriptor in streams and not self._take(descriptor, events, frames, native, all_of_it=ended):
+                if descriptor in streams and not self._receive(descriptor, events, frames, native, all_of_it=ended):
                     streams.discard(descriptor)
                     poll.unregister(descriptor)
         for lines in native.values():
@@ -208,16 +190,16 @@ class HandlerProcess:
             if pipe is not None:
                 with self._sending, contextlib.suppress(OSError):
                     pipe.close()
-        with self._looking:
+        with self._cell_lock:
             self._last = self._cell.read()
             self._cell.close()
         self.gone.set()
         self.inbox.put(Gone())
 
-    def _take(
+    def _receive(
         self, descriptor: int, events: int, frames: FrameReader, native: dict[int, _LineBuffer], *, all_of_it: bool
     ) -> bool:
-        """Read what is there; returns False when nothing more will come."""
+        """Read what is there; return False when nothing more will come."""
         while True:
             try:
                 data = os.read(descriptor, _READ)
@@ -230,7 +212,7 @@ class HandlerProcess:
             if descriptor == events:
                 for kind, body in frames.feed(data):
                     if kind == LOG:
-                        self._chunks.add(body)
+                        self._log.add(body)
                     else:
                         self.inbox.put(decode(body))
             else:
@@ -242,14 +224,14 @@ class HandlerProcess:
         """Put what was written to the native streams into the log."""
         for data in lines:
             if len(data) > MAX_LINE:
-                self._chunks.add(self._line("WARNING", dropped(len(data))))
+                self._log.add(self._line("WARNING", dropped(len(data))))
             elif data.startswith(b'{"asctime":') and _is_json(data):
-                self._chunks.add(data)  # a record of a process that the handler forked
+                self._log.add(data)  # a record of a process that the handler forked
             else:
                 text = data.decode(errors="backslashreplace").rstrip("\r").rpartition("\r")[2]
                 self.tail.append(text)
                 if text:
-                    self._chunks.add(self._line("INFO", text))
+                    self._log.add(self._line("INFO", text))
 
     def _line(self, level: str, message: str) -> bytes:
         index = self.progress().batch
@@ -282,11 +264,11 @@ class _Memory:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._family: list[psutil.Process] = []
-        self._looked = -_CHILDREN_SECONDS
+        self._searched = -_CHILDREN_SECONDS
 
     def measure(self) -> int:
         """Return the bytes; 0 when the process is gone."""
-        if time.monotonic() - self._looked > _CHILDREN_SECONDS:
+        if time.monotonic() - self._searched > _CHILDREN_SECONDS:
             self.family()
         total = 0
         for process in self._family:
@@ -296,7 +278,7 @@ class _Memory:
 
     def family(self) -> list[psutil.Process]:
         """Return the process and its descendants."""
-        self._looked = time.monotonic()
+        self._searched = time.monotonic()
         try:
             process = psutil.Process(self._pid)
             self._family = [process, *process.children(recursive=True)]

@@ -13,14 +13,14 @@ WRITER = """
 import sys
 from cortex_dask.runtime.progress_cell import ProgressCell
 cell = ProgressCell(int(sys.argv[1]))
-cell.begin_run(7)
+cell.start_run(7)
 for index in range(int(sys.argv[2])):
-    cell.begin_batch(index)
-    cell.begin_call(1, 10)
+    cell.start_batch(index)
+    cell.start_call(1, 10)
     cell.end_call()
     cell.end_batch(10)
-cell.begin_batch(99_999)
-cell.begin_call(2, 5)
+cell.start_batch(99_999)
+cell.start_call(2, 5)
 print("written", flush=True)
 sys.stdin.read()
 """
@@ -69,11 +69,11 @@ def test_a_reader_in_between_never_sees_a_batch_with_an_earlier_batchs_time() ->
 
 def test_what_is_read_handled_written_counts_as_progress() -> None:
     cell = ProgressCell()
-    cell.begin_run(1)
+    cell.start_run(1)
     looks = [cell.read().beats]
     for step in (
         cell.count_read,
-        lambda: cell.begin_call(1, 1),
+        lambda: cell.start_call(1, 1),
         lambda: cell.end_batch(1),
         lambda: cell.count_written(1),
         lambda: cell.set_phase(Phase.CLOSING),
@@ -85,11 +85,11 @@ def test_what_is_read_handled_written_counts_as_progress() -> None:
 
 def test_a_new_run_forgets_the_last_one() -> None:
     cell = ProgressCell()
-    cell.begin_run(1)
-    cell.begin_batch(4)
-    cell.begin_call(3, 8)
-    cell.begin_read(5)
-    cell.begin_run(2)
+    cell.start_run(1)
+    cell.start_batch(4)
+    cell.start_call(3, 8)
+    cell.start_read(5)
+    cell.start_run(2)
     seen = cell.read()
     assert (seen.run, seen.batch, seen.called, seen.reading, seen.batches, seen.attempt) == (2, None, None, None, 0, 0)
 
@@ -98,8 +98,8 @@ def test_a_note_costs_no_more_than_some_microseconds() -> None:
     cell = ProgressCell()
     began = time.process_time()
     for index in range(10_000):
-        cell.begin_batch(index)
-        cell.begin_call(1, 32)
+        cell.start_batch(index)
+        cell.start_call(1, 32)
         cell.end_call()
         cell.end_batch(32)
     assert time.process_time() - began < 0.5  # 50 microseconds each: ten times what it takes, for a busy machine
