@@ -662,7 +662,7 @@ def test_a_stop_ends_a_handler_that_hangs_within_five_seconds(make: Make, tmp_pa
     thread.join(10)
     assert time.monotonic() - began < 5
     assert (outcomes[0].kind, outcomes[0].message) == ("stopped", "enough")
-    until(lambda: not any(map(lives, running)), "the handler and its child to end", 2)
+    until(lambda: not any(map(lives, running)), "the handler and its child to end", 10)
     assert job.staged() == []
 
 
@@ -685,7 +685,7 @@ def test_the_process_goes_when_its_worker_is_killed(make: Make, tmp_path: Path, 
         running = pids(place)
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-        until(lambda: not any(map(lives, running)), "the handler and its child to end", 8)
+        until(lambda: not any(map(lives, running)), "the handler and its child to end", 20)
     finally:
         worker.kill()
 
@@ -704,7 +704,7 @@ def test_an_idle_process_goes_with_its_worker_too(make: Make) -> None:
     pid = int(worker.stdout.readline())
     assert lives(pid)
     worker.kill()
-    until(lambda: not lives(pid), "the handler process to end", 8)
+    until(lambda: not lives(pid), "the handler process to end", 20)
     worker.communicate()
 
 

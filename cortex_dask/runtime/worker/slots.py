@@ -124,7 +124,7 @@ class SlotPool:
 
     def prestart(self, count: int) -> None:
         """Start the first processes."""
-        with contextlib.suppress(Exception):  # whatever it is, the first split meets it too, and can report it
+        with contextlib.suppress(Exception):  # the first split meets the same error, and can report it
             self._prestart(count)
         self._end_if_over()
 
@@ -150,7 +150,7 @@ class SlotPool:
         threading.Thread(target=self._release_devices, name="cortex-dask-devices", daemon=True).start()
 
     def close(self, grace: float = CLOSE_GRACE) -> None:
-        """End all processes in good order, or kill them after some seconds, and store the rest of the log."""
+        """End all processes in good order, or kill them after some seconds; then store the rest of the log."""
         with self._changed:
             self.job.end.close()
             self._changed.notify_all()
@@ -187,7 +187,7 @@ class SlotPool:
         return any(pool.give_up_devices() for pool in others)
 
     def give_up_devices(self) -> bool:
-        """End a process that has nothing to do and holds devices; returns whether there was one."""
+        """End an idle process that holds devices; return whether there was one."""
         with self._changed:
             slot = next((slot for slot in self._slots if not slot.is_leased and slot.has_devices), None)
             if slot is None:

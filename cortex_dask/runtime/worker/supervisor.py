@@ -1,7 +1,7 @@
 """The supervisor: runs a split in a slot's handler process, under a watch, and decides what a death means.
 
-It runs in a thread of the Dask worker, or on one machine of the coordinator's process, so nothing that a handler does
-can hit that: a crash, a hang, a memory hog end a child process, and the supervisor knows from the
+It runs in a thread of the Dask worker, or on one machine in the coordinator's process. A handler that crashes, hangs or
+fills the memory ends a child process and nothing else, and the supervisor knows from the
 :mod:`progress cell <cortex_dask.runtime.progress_cell>` which batch was in hand. That batch has failed an attempt; the
 split is run again in a new process that passes over what has used up its attempts.
 """
@@ -57,7 +57,7 @@ from cortex_dask.runtime.worker.slot import Slot
 from cortex_dask.runtime.worker.watch import Death, Watch, WatchListener
 
 _REPORT_SECONDS = 1.0
-_MAX_STARTS = 3  # deaths in a row before the handler was there
+_MAX_STARTS = 3  # deaths in a row before the handler was loaded
 _MAX_TRACEBACKS = 1_000  # verdicts of a split that are remembered with their tracebacks
 
 
@@ -245,7 +245,7 @@ class Supervision(WatchListener):
     # after a death ----------------------------------------------------------------------------------------------------
 
     def _decide(self, death: Death, process: HandlerProcess) -> Outcome | None:
-        """Decide what a death means for the batches; returns an outcome when the split cannot be run again."""
+        """Decide what a death means for the batches; return an outcome when the split cannot be run again."""
         if not process.is_ready:
             return self._failed_start(death)
         self._history.careful = self._history.careful or death.cause in ("crash", "out of memory")
@@ -277,7 +277,7 @@ class Supervision(WatchListener):
         return None
 
     def _failed_start(self, death: Death) -> Outcome | None:
-        """Count a death before the handler was there."""
+        """Count a death before the handler was loaded."""
         starts = self._slot.record_failed_start()
         self._slot.log("ERROR", death.message, **({"exc_info": death.traceback} if death.traceback else {}))
         number = self._split.number
@@ -309,7 +309,7 @@ class Supervision(WatchListener):
         return None
 
     def _remove_leftovers(self, attempt_id: str) -> None:
-        """Delete what an attempt left; nobody sees it, so it is no harm if that fails."""
+        """Delete what an attempt left; a file that cannot be deleted is never part of the output."""
         with contextlib.suppress(OSError, CortexDaskError):
             if self._writing is not None:
                 Path(self._writing).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The watch over one handler process while it runs a split: what it says, its times, its memory, and how it ends."""
+"""The watch over one handler process while it runs a split: its events, its times, its memory, and how it ends."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Death:
 
     cause: Cause
     message: str
-    snapshot: Snapshot | None  # None: it had not begun with the split
+    snapshot: Snapshot | None  # None: it had not started the split
     traceback: str | None
 
 
@@ -128,7 +128,7 @@ class Watch:
         snapshot = self._process.progress()
         return snapshot if snapshot.run == self._command.run else None
 
-    # what the process says --------------------------------------------------------------------------------------------
+    # what the process reports -----------------------------------------------------------------------------------------
 
     def _handle(self, event: ProcessEvent) -> Outcome | Death | Spent | None:
         own, number = self._command.run, self._command.task.split.number
@@ -168,7 +168,7 @@ class Watch:
             self._proposal = None
             self._process.send(SchemaAnswer(schema))
             return
-        # Usually the answer is there in some milliseconds, the time of a coordinator to write it.
+        # Usually the answer is there in some milliseconds: a coordinator has to write it.
         self._pause = min(max(self._pause * 1.5, 0.002), 0.25)
 
     def _read_schema(self) -> str | None:
