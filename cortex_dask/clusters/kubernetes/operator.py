@@ -213,9 +213,11 @@ class OperatorCluster:
             self._set_replicas(max(self._replicas() - deleted, 0))
 
     def _replicas(self) -> int:
-        group = self._worker_group()
-        if group is None:
-            raise ClusterError(f"{self.where} has no worker group yet")
+        # The operator makes the worker group after the scheduler, whose pod may be ready before that.
+        deadline = time.monotonic() + _OPERATOR_SECONDS
+        while (group := self._worker_group()) is None:
+            if time.monotonic() > deadline or self._closing.wait(_POLL_SECONDS):
+                raise ClusterError(f"{self.where} has no worker group yet: {self._ignored()}")
         return int(group["spec"]["worker"]["replicas"])
 
     def _set_replicas(self, workers: int) -> None:

@@ -232,3 +232,32 @@ def test_workers_that_start_and_workers_that_run(api: FakeApi, make: Make) -> No
 
     pod["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
     assert make().diagnose_workers() is None
+
+
+def test_a_worker_group_that_comes_after_the_scheduler_is_waited_for(api: FakeApi, make: Make) -> None:
+    cluster = make()
+    asked = threading.Event()
+    get = api.get
+
+    def get_and_tell(kind: str, name: str) -> Item | None:
+        found = get(kind, name)
+        if kind == "DaskWorkerGroup":
+            asked.set()
+        return found
+
+    api.get = get_and_tell  # type: ignore[method-assign]
+    scaling = threading.Thread(target=cluster.scale_up, args=(3,))
+    scaling.start()
+    assert asked.wait(10)
+    api.add("DaskWorkerGroup", "demo-default", spec={"worker": {"replicas": 0}})
+    scaling.join(10)
+
+    assert api.items["DaskWorkerGroup", "demo-default"]["spec"]["worker"]["replicas"] == 3
+
+
+def test_a_worker_group_is_not_waited_for_when_the_cluster_is_closed(api: FakeApi) -> None:
+    closing = threading.Event()
+    closing.set()
+
+    with pytest.raises(ClusterError, match="no worker group yet: the Dask operator has done nothing about it"):
+        OperatorCluster(api, manifest(), "me", closing).scale_up(3)
