@@ -239,7 +239,7 @@ class ApiVersions:
         """Return what a submission to an API needs; raise JobNotFoundError if it is not deployed."""
         api = self.get(name)
         version = self._version(name, api.api_id)
-        settings = HandlerSettings(**{**version.handler, "sys_path": tuple(version.handler.get("sys_path", ()))})
+        settings = HandlerSettings.from_json(version.handler)
         spec = parse_api(version.spec)
         folder = f"apis/{name}/{api.api_id}"
         archive = None

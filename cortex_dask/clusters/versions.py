@@ -284,7 +284,7 @@ def _pickled_by(settings: JobSettings) -> str | None:
     if settings.handler.kind != "class":
         return None
     # The coordinator is not always the submitter.
-    return str(settings.handler.extra.get("python") or platform.python_version())
+    return str(settings.handler.python or platform.python_version())
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from cortex_dask.formatting import shown
 from cortex_dask.io.job.settings import (
     ClusterSettings,
     ComputeSettings,
+    DeadLetterSettings,
     JobSettings,
     LimitSettings,
     OutputSettings,
@@ -118,7 +119,8 @@ def resolve(
         api_name=source.name,
         api_id=source.api_id,
         created_time=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        handler=dataclasses.replace(source.handler, extra={**source.handler.extra, **_dead_letters(spec)}),
+        handler=source.handler,
+        dead_letters=_dead_letters(spec),
         dataset=_dataset(spec, source),
         batch_format=spec.get("dataset", {}).get("batch_format", "pandas") if _kind(spec) == "dataset" else "records",
         samples=_samples(spec, items),
@@ -365,11 +367,15 @@ def _limits(spec: Mapping[str, Any]) -> LimitSettings:
     return LimitSettings(**said, **({} if attempts is None else {"max_attempts": attempts}))
 
 
-def _dead_letters(spec: Mapping[str, Any]) -> dict[str, Any]:
-    keys = [key for key in ("sqs_dead_letter_queue", "dead_letter") if key in spec]
-    if len(keys) > 1:
+def _dead_letters(spec: Mapping[str, Any]) -> DeadLetterSettings | None:
+    queue, folder = spec.get("sqs_dead_letter_queue"), spec.get("dead_letter")
+    if queue is not None and folder is not None:
         raise SpecError("found sqs_dead_letter_queue and dead_letter; at most one of them is allowed")
-    return {key: spec[key] for key in keys}
+    if queue is not None:
+        return DeadLetterSettings(queue["max_receive_count"], queue_arn=queue["arn"])
+    if folder is not None:
+        return DeadLetterSettings(folder["max_receive_count"], folder=folder["path"])
+    return None
 
 
 def plain(value: Any, path: str) -> Any:

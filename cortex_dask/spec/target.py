@@ -30,7 +30,6 @@ CONFIG_FILES = ("cortex.yaml", "cortex.yml")
 #: What the lists of dependencies are called where the configuration does not say.
 _DEPENDENCIES = {"pip": "requirements.txt", "conda": "conda-packages.txt", "shell": "dependencies.sh"}
 
-_KEPT = ("dependencies", "python")  # of a class: they belong to what it needs, not to its configuration
 _PICKLE_WARNING = 10 * 1024 * 1024
 
 
@@ -91,7 +90,7 @@ def from_class(cls: type, name: str | None, handler_type: str = "python") -> Tar
         kind="class",
         cwd=cwd,
         sys_path=tuple(entry or cwd or "." for entry in sys.path if isinstance(entry, str)),
-        extra={"python": ".".join(map(str, sys.version_info[:2]))},  # whose bytecode the pickle holds
+        python=".".join(map(str, sys.version_info[:2])),
     )
     return Target(api_name, _api_id(pickled), handler, pickled=pickled, warnings=tuple(warnings))
 
@@ -129,7 +128,8 @@ def from_class_spec(cls: type, api: ApiSpec, packages: project_archive.Archive |
         project=digest,
         env=dict(api.handler.env),
         log_level=api.handler.log_level,
-        extra=made.handler.extra | _extra(api, {entry.name for entry in packages.files} if packages else set()),
+        dependencies=_dependencies(api, {entry.name for entry in packages.files} if packages else set()),
+        **_accessories(api),
     )
     return dataclasses.replace(
         made,
@@ -208,7 +208,7 @@ def from_archive(api: ApiSpec, before: Target) -> Target:
         type=api.handler.type,
         env=dict(api.handler.env),
         log_level=api.handler.log_level,
-        extra=_extra(api, set()) | {key: before.handler.extra[key] for key in _KEPT if key in before.handler.extra},
+        **_accessories(api),  # dependencies belong to the class, not to its configuration
     )
     return dataclasses.replace(
         before,
@@ -251,7 +251,8 @@ def from_spec(api: ApiSpec, folder: Path, *, config_file: str | None = None) -> 
         python_path=api.handler.python_path,
         env=dict(api.handler.env),
         log_level=api.handler.log_level,
-        extra=_extra(api, {entry.name for entry in archive.files}),
+        dependencies=_dependencies(api, {entry.name for entry in archive.files}),
+        **_accessories(api),
     )
     return Target(
         api.name,
@@ -354,13 +355,11 @@ def _needs(api: ApiSpec) -> dict[str, Any]:
     }
 
 
-def _extra(api: ApiSpec, names: set[str]) -> dict[str, Any]:
-    """Return what the engine itself has no use for."""
-    keys = {"image", "models", "server_side_batching", "tensorflow_serving_image"}
-    extra = api.handler.model_dump(mode="json", include=keys, exclude_none=True)
-    if dependencies := _dependencies(api, names):
-        extra["dependencies"] = dependencies
-    return extra
+def _accessories(api: ApiSpec) -> dict[str, Any]:
+    """Return what an API says of images and models, by the names that the handler's settings have for it."""
+    keys = ("image", "models", "server_side_batching", "tensorflow_serving_image")
+    given = api.handler.model_dump(mode="json", include=set(keys), exclude_none=True)
+    return {key: given.get(key) for key in keys}
 
 
 def _dependencies(api: ApiSpec, names: set[str]) -> dict[str, str]:

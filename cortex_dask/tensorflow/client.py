@@ -59,7 +59,7 @@ def connect(settings: JobSettings, directory: str | None = None) -> PredictClien
 
     Raises HandlerError if TensorFlow is needed and not installed, InputError if a model is missing.
     """
-    models = Models.from_settings(settings.handler.extra.get("models") or {}, directory)
+    models = Models.from_settings(settings.handler.models or {}, directory)
     if url := os.environ.get(SERVING_VARIABLE):
         from cortex_dask.tensorflow.serving import ServingClient  # imports http.client, which takes a moment
 

@@ -69,7 +69,7 @@ def test_a_worker_with_another_release_of_distributed(host: DaskHost, job: Fault
 
 
 def test_a_class_of_another_python(host: DaskHost, job: FaultJob, tmp_path: Path) -> None:
-    handler = dataclasses.replace(job.settings.handler, extra={"python": "3.99"})
+    handler = dataclasses.replace(job.settings.handler, python="3.99")
     settings = dataclasses.replace(job.settings, handler=handler)
     with (
         worker(host.address, tmp_path / "w"),

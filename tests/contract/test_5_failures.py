@@ -22,6 +22,7 @@ from cortex_dask.cli import main
 from cortex_dask.clusters.local import LocalThreads
 from cortex_dask.display import SilentDisplay
 from cortex_dask.io.job.failures import read_failures
+from cortex_dask.io.job.settings import DeadLetterSettings
 from cortex_dask.job import Job
 from cortex_dask.runtime.coordinator.coordinator import run_job
 from tests.faults.jobs import make_job
@@ -273,8 +274,7 @@ def test_a_coordinator_killed_over_a_delivery(moment: Moment, fifo: bool, tmp_pa
     job = make_job(str(tmp_path / "store"), tmp_path / "marks", files=2, fault="raise", bad=bad)
     with Queue(fifo=fifo) as queue:
         settings = job.directory.settings()
-        extra = {"sqs_dead_letter_queue": {"arn": queue.arn, "max_receive_count": 3}}
-        changed = dataclasses.replace(settings, handler=dataclasses.replace(settings.handler, extra=extra))
+        changed = dataclasses.replace(settings, dead_letters=DeadLetterSettings(3, queue_arn=queue.arn))
         job.directory.write_json("job.json", changed.to_json())
         with Coordinator(job, moment) as coordinator:
             assert coordinator.join() == -signal.SIGKILL, coordinator.said()

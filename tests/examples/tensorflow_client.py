@@ -179,7 +179,7 @@ def test_connection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TF_SERVING_URL", raising=False)
 
     def settings(path: str) -> JobSettings:
-        handler = HandlerSettings("project", type="tensorflow", extra={"models": {"path": path}})
+        handler = HandlerSettings("project", type="tensorflow", models={"path": path})
         return JobSettings("j", "a", "a-1", "2026-01-01T00:00:00Z", handler, DatasetInput(("x",), batch_size=1))
 
     found = connect(settings("scale"), str(folder))

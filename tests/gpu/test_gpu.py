@@ -138,7 +138,7 @@ def test_out_of_memory_halves_the_batch_and_the_result_is_complete(make: Make, g
     rows = job.rows(record)
     assert [(row["n"], row["one"]) for row in rows] == [(n, 1) for n in range(64)]
     assert record.failures == ()
-    assert record.extra["rows_limit"] == 4
+    assert record.rows_limit == 4
     assert supervisor.run_completion(job.url, job.report).kind == "done"
     said = messages(job)
     (line,) = [message for message in said if message.startswith("sizes")]

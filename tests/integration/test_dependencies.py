@@ -562,7 +562,7 @@ def make(tmp_path: Path, cache: Path) -> Iterator[Make]:
 
     def make_one(handler: str, files: dict[str, str] | None = None, **options: Any) -> TestJob:
         kinds = {kind: name for kind, name in NAMES.items() if name in (files or {})}
-        where = {"extra": {"dependencies": kinds}} if kinds else {}
+        where = {"dependencies": kinds} if kinds else {}
         jobs.append(make_job(tmp_path, handler, files=files, rows=4, where=where, **options))
         return jobs[-1]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cortex_dask.errors import SpecError
+from cortex_dask.io.job.settings import DeadLetterSettings
 from cortex_dask.runtime.dead_letters.sqs import SIZE_LIMIT, FailureOrigin, group_into_requests, make_message
 from tests.support.failed_job import FailedJob, make_failure
 from tests.support.sqs import Queue
@@ -95,7 +96,7 @@ def queue(s3: str) -> Iterator[Queue]:
 @pytest.mark.s3
 class TestQueue:
     def test_every_failure_arrives_once_from_any_coordinator(self, tmp_path: Path, queue: Queue) -> None:
-        job = FailedJob(tmp_path, sqs_dead_letter_queue={"arn": queue.arn, "max_receive_count": 3})
+        job = FailedJob(tmp_path, DeadLetterSettings(3, queue_arn=queue.arn))
         first = job.delivery()
         first.check()
         first.add(job.fail(0, range(125)))
@@ -115,7 +116,7 @@ class TestQueue:
         assert first.undelivered == second.undelivered == 0
 
     def test_large_payloads_arrive_by_their_size(self, tmp_path: Path, queue: Queue) -> None:
-        job = FailedJob(tmp_path, sqs_dead_letter_queue={"arn": queue.arn, "max_receive_count": 3})
+        job = FailedJob(tmp_path, DeadLetterSettings(3, queue_arn=queue.arn))
         job.fail(0, range(3), ["x" * 150_000])
         job.fail(1, range(3, 4), ["x" * 300_000])
         delivery = job.delivery()
@@ -129,7 +130,7 @@ class TestQueue:
 
     def test_fifo(self, tmp_path: Path, s3: str) -> None:
         with Queue(fifo=True) as queue:
-            job = FailedJob(tmp_path, sqs_dead_letter_queue={"arn": queue.arn, "max_receive_count": 3})
+            job = FailedJob(tmp_path, DeadLetterSettings(3, queue_arn=queue.arn))
             job.fail(0, range(12))
             for _ in range(2):  # without a receipt between them, as after a kill in the wrong moment
                 delivery = job.delivery()
@@ -143,7 +144,7 @@ class TestQueue:
 
     def test_a_queue_that_does_not_exist(self, tmp_path: Path, s3: str) -> None:
         arn = "arn:aws:sqs:eu-west-1:123456789012:nobody"
-        delivery = FailedJob(tmp_path, sqs_dead_letter_queue={"arn": arn, "max_receive_count": 3}).delivery()
+        delivery = FailedJob(tmp_path, DeadLetterSettings(3, queue_arn=arn)).delivery()
         with pytest.raises(SpecError, match=r"^sqs_dead_letter_queue\.arn: there is no queue nobody of account .*ARN$"):
             delivery.check()
         delivery.close()
@@ -151,7 +152,7 @@ class TestQueue:
     def test_a_server_that_does_not_answer(self, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         arn = "arn:aws:sqs:eu-west-1:123456789012:nobody"
-        delivery = FailedJob(tmp_path, sqs_dead_letter_queue={"arn": arn, "max_receive_count": 3}).delivery()
+        delivery = FailedJob(tmp_path, DeadLetterSettings(3, queue_arn=arn)).delivery()
         with pytest.raises(SpecError, match=r"cannot be reached \(EndpointConnectionError\): check the network"):
             delivery.check()
         delivery.close()
@@ -160,13 +161,13 @@ class TestQueue:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         arn = "arn:aws:sqs:eu-west-1:123456789012:nobody"
-        delivery = FailedJob(tmp_path, sqs_dead_letter_queue={"arn": arn, "max_receive_count": 3}).delivery()
+        delivery = FailedJob(tmp_path, DeadLetterSettings(3, queue_arn=arn)).delivery()
         with pytest.raises(SpecError, match="no usable AWS credentials were found"):
             delivery.check()
         delivery.close()
 
     def test_failures_stay_while_a_queue_is_deleted_and_are_delivered_later(self, tmp_path: Path, queue: Queue) -> None:
-        job = FailedJob(tmp_path, sqs_dead_letter_queue={"arn": queue.arn, "max_receive_count": 3})
+        job = FailedJob(tmp_path, DeadLetterSettings(3, queue_arn=queue.arn))
         delivery = job.delivery()
         delivery.check()
         queue.delete()

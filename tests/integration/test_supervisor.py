@@ -530,9 +530,7 @@ def test_the_same_instance_handles_all_splits_and_completes_the_job(make: Make) 
     assert job.staged() == []
     assert (first.rows_in, first.rows_out, first.batches, first.succeeded) == (100, 0, 10, 10)
     assert (
-        first.extra["metrics"]
-        == second.extra["metrics"]
-        == [{"metric": "rows", "kind": "counter", "tags": {"kind": "x"}, "value": 100}]
+        first.metrics == second.metrics == [{"metric": "rows", "kind": "counter", "tags": {"kind": "x"}, "value": 100}]
     )
     assert NoOutput(0) in job.events
     assert supervisor.run_completion(job.url, job.report).kind == "done"

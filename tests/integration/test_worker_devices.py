@@ -280,7 +280,7 @@ def test_one_huge_row_does_not_make_the_whole_job_go_row_by_row(make: Make) -> N
     job = make(handler, rows=48, batch_size=16)
     record = job.record()
     assert [row["n"] for row in job.rows(record)] == list(range(48))
-    assert record.extra["rows_limit"] == 8
+    assert record.rows_limit == 8
     assert supervisor.run_completion(job.url, job.report).kind == "done"
     (line,) = [message for message in messages(job) if message.startswith("sizes")]
     assert line == "sizes [16, 8, 4, 4, 2, 1, 1, 2, 8, 8, 8, 8, 8]"
@@ -299,7 +299,7 @@ def test_the_size_that_worked_comes_with_the_split(make: Make, in_line: bool) ->
             return [{"size": len(payload)}] * len(payload)
     """
     job = make(handler, rows=32, batch_size=16)
-    assert job.record(in_line=in_line).extra["rows_limit"] == 4
+    assert job.record(in_line=in_line).rows_limit == 4
     other = make(handler.replace("if len(payload) > 4", "if len(payload) > 3"), rows=32, batch_size=16)
     task = supervisor.SplitTask(other.url, other.splits[0], 1, None, rows_limit=3)
     from cortex_dask.runtime.handler_process import inline

@@ -10,7 +10,7 @@ import orjson
 from cortex_dask.io.job.directory import JobDirectory
 from cortex_dask.io.job.ledger import Ledger
 from cortex_dask.io.job.records import BatchFailure, SplitRecord
-from cortex_dask.io.job.settings import HandlerSettings, JobSettings
+from cortex_dask.io.job.settings import DeadLetterSettings, HandlerSettings, JobSettings
 from cortex_dask.io.job.splits import DatasetInput
 from cortex_dask.runtime.dead_letters.delivery import Delivery, make_delivery
 
@@ -35,14 +35,15 @@ def make_failure(number: int = 0, payload: Any = ({"x": 1},), **changes: Any) ->
 class FailedJob:
     """A job directory whose ledger has failures."""
 
-    def __init__(self, folder: Path, **extra: Any) -> None:
+    def __init__(self, folder: Path, dead_letters: DeadLetterSettings | None = None) -> None:
         self.directory = JobDirectory(str(folder / "job"))
         self.settings = JobSettings(
             job_id="job-1",
             api_name="digits",
             api_id="digits-1",
             created_time="2026-01-01T00:00:00Z",
-            handler=HandlerSettings("class", extra=extra),
+            handler=HandlerSettings("class"),
+            dead_letters=dead_letters,
             dataset=DatasetInput(("in",)),
         )
         self.directory.create(self.settings)

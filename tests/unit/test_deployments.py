@@ -105,12 +105,12 @@ class TestStore:
         found = apis.target("tagger")
         assert (found.handler, found.pickled) == (made.handler, made.pickled)
         assert found.handler.kind == "class"
-        assert found.handler.extra["dependencies"] == {"pip": "requirements.txt", "conda": "conda-packages.txt"}
+        assert found.handler.dependencies == {"pip": "requirements.txt", "conda": "conda-packages.txt"}
         assert (found.handler.env, found.handler.log_level) == ({"A": "1"}, "debug")
         other = parse_api(api_document(handler={"log_level": "error"}))
         patched = from_archive(other, found)
         assert patched.handler.log_level == "error"
-        assert patched.handler.extra == found.handler.extra
+        assert patched.handler.dependencies == found.handler.dependencies
         assert (patched.pickled, patched.archive) == (found.pickled, found.archive)
         assert patched.api_id != found.api_id
 

@@ -437,7 +437,7 @@ def needs(settings: JobSettings, idle_timeout: float) -> Needs:
         cpu=compute.cpu,
         memory=compute.memory,
         gpu=compute.gpu,
-        image=settings.handler.extra.get("image"),
+        image=settings.handler.image,
         env={
             **settings.handler.env,
             _JOB: settings.job_id,

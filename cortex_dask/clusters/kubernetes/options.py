@@ -57,7 +57,7 @@ class KubernetesOptions:
         given = settings.cluster.options if settings.cluster.name == "kubernetes" else {}
         options = {**check_options(given), **(dict.fromkeys(_SUBMITTER_OPTIONS) if _is_runner() else {})}
         spec = settings.cluster.kubernetes
-        image = options.get("image") or settings.handler.extra.get("image")
+        image = options.get("image") or settings.handler.image
         if not image:
             raise SpecError(
                 "kubernetes: no image is named; the workers' pods need one that holds Python and cortex_dask: set "

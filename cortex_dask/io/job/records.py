@@ -81,7 +81,8 @@ class SplitRecord:
     handle_seconds: float = 0.0  # inside handle_batch
     worker: str = ""
     finished: float = 0.0  # seconds since the epoch
-    extra: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # what the handler pushed
+    rows_limit: int | None = None  # the most rows that may be handled at once, where memory had run out
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON values."""
@@ -92,6 +93,8 @@ class SplitRecord:
         """Build a record from what :meth:`to_json` returned."""
         part = value.get("part")
         failures = tuple(BatchFailure(**item) for item in value.get("failures", ()))
+        value = dict(value)
+        value |= value.pop("extra", {})  # where earlier releases kept metrics and rows_limit
         return cls(**{**value, "part": Part(**part) if part else None, "failures": failures})
 
 

@@ -30,7 +30,26 @@ class HandlerSettings:
     #: For classes: the submitter's working directory and import path, used where they exist (on one machine they do).
     cwd: str | None = None
     sys_path: tuple[str, ...] = ()
-    extra: dict[str, Any] = field(default_factory=dict)  # dependencies, models, image …: not used by the engine itself
+    image: str | None = None  # a container image for the workers, on clusters that start containers
+    python: str | None = None  # the version, as in 3.12, whose bytecode the pickle of a class holds
+    dependencies: dict[str, str] = field(default_factory=dict)  # pip, conda and shell: a path in the project each
+    models: dict[str, Any] | None = None  # what ``handler.models`` says, of ``type: tensorflow``
+    server_side_batching: dict[str, Any] | None = None  # accepted, and without effect
+    tensorflow_serving_image: str | None = None  # accepted, and without effect
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Build settings from plain JSON values; earlier releases kept some of them below ``extra``."""
+        return cls(**_known(cls, {**value, **value.get("extra", {})}, tuples=("sys_path",)))
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterSettings:
+    """Where failures are delivered as well: to a queue or to a folder."""
+
+    max_receive_count: int  # attempts at a batch before it counts as failed
+    queue_arn: str | None = None
+    folder: str | None = None  # a path or URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +141,7 @@ class JobSettings:
     workers_said: bool = True  # False: nobody has said how many, and a cluster may use all that it has
     compute: ComputeSettings = ComputeSettings()
     limits: LimitSettings = LimitSettings()
+    dead_letters: DeadLetterSettings | None = None
     labels: dict[str, str] = field(default_factory=dict)
     #: ``name`` and ``cluster`` of the environment that it was submitted to: for clients that its handlers make.
     environment: dict[str, str] = field(default_factory=dict)
@@ -141,7 +161,9 @@ class JobSettings:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Build settings from what :meth:`to_json` returned; keys of newer versions are ignored."""
         data = _known(cls, value)
-        data["handler"] = HandlerSettings(**_known(HandlerSettings, data["handler"], tuples=("sys_path",)))
+        if "dead_letters" not in data:
+            data["dead_letters"] = _earlier_dead_letters(data["handler"].get("extra", {}))
+        data["handler"] = HandlerSettings.from_json(data["handler"])
         data["dataset"] = DatasetInput(**_known(DatasetInput, data["dataset"], tuples=("paths", "columns")))
         if data.get("samples") is not None:
             data["samples"] = SampleInput(**_known(SampleInput, data["samples"], tuples=("includes", "excludes")))
@@ -151,7 +173,18 @@ class JobSettings:
         data["compute"] = ComputeSettings(**compute)
         data["cluster"] = ClusterSettings(**_known(ClusterSettings, data.get("cluster", {})))
         data["limits"] = LimitSettings(**_known(LimitSettings, data.get("limits", {})))
+        if data.get("dead_letters") is not None:
+            data["dead_letters"] = DeadLetterSettings(**_known(DeadLetterSettings, data["dead_letters"]))
         return cls(**data)
+
+
+def _earlier_dead_letters(value: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the dead-letter settings that an earlier release wrote among those of the handler."""
+    if queue := value.get("sqs_dead_letter_queue"):
+        return {"queue_arn": queue["arn"], "max_receive_count": queue["max_receive_count"]}
+    if folder := value.get("dead_letter"):
+        return {"folder": folder["path"], "max_receive_count": folder["max_receive_count"]}
+    return None
 
 
 def _known(cls: type, value: Mapping[str, Any], tuples: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -115,7 +115,9 @@ class PlanHeader:
     rows: int
     bytes: int
     warnings: tuple[str, ...] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)  # the Arrow type of each partition key, by its name
+    filter_schema: str | None = None  # of the columns that the filters use, as base64 of Arrow IPC
+    any_json: bool = False  # lines may hold any JSON value, and not only objects
 
     def to_json(self) -> dict[str, Any]:
         """Return the header as plain JSON values."""
@@ -125,6 +127,9 @@ class PlanHeader:
     def from_json(cls, value: Mapping[str, Any]) -> PlanHeader:
         """Build a header from what :meth:`to_json` returned."""
         fields = dict(value)
+        if (earlier := fields.pop("extra", None)) is not None:  # where earlier releases kept what has fields now
+            fields["any_json"] = earlier.get("json") == "any"
+            fields |= {key: earlier[key] for key in ("keys", "filter_schema") if key in earlier}
         if fields.get("columns") is not None:
             fields["columns"] = tuple(fields["columns"])
         fields["warnings"] = tuple(fields.get("warnings", ()))

@@ -45,7 +45,7 @@ _FOUR_DIGITS = 0x01010101
 
 def read_json(split: Split, header: PlanHeader, ahead: Ahead | None = None) -> Iterator[Batch | BadLine]:
     """Yield the batches of a split, and malformed lines; see :func:`cortex_dask.io.reading.read_split`."""
-    any_value = header.extra.get("json") == "any"
+    any_value = header.any_json
     project = _projection(header)
     batcher = Batcher(header.batch_size, parse_lines)
     wanted = None if split.only is None else set(split.only)
@@ -334,7 +334,7 @@ def _may_hold_19_digits(data: bytes) -> bool:
 
 def _projection(header: PlanHeader) -> Callable[[RecordRun, Piece], RecordRun] | None:
     """Return a function that adds partition keys, filters, and selects columns; None if nothing is to be done."""
-    kinds: dict[str, str] = header.extra.get("keys", {})
+    kinds = header.keys
     filters = parse_filters(header.filters)
     matches = None if filters is None else matcher(filters)
     columns = header.columns

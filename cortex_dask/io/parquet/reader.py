@@ -155,11 +155,12 @@ class RowReader:
     def __init__(self, header: PlanHeader, pieces: Sequence[Piece] = ()) -> None:
         assert header.schema is not None
         self._schema = decode_schema(header.schema)
-        self._keys: dict[str, str] = header.extra.get("keys", {})
+        self._keys = header.keys
         self._filters: Filters | None = None
         self._filter_schema = pa.schema([])
         if header.filters:
-            self._filter_schema = decode_schema(header.extra["filter_schema"])
+            assert header.filter_schema is not None  # planning wrote it beside the filters
+            self._filter_schema = decode_schema(header.filter_schema)
             self._filters = bind(parse_filters(header.filters) or (), self._filter_schema)
         self._filter_columns = columns_of(self._filters)
         self._file: _OpenFile | None = None

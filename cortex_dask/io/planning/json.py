@@ -93,7 +93,6 @@ def plan_json(
             piece = Piece(file.path, start, stop, None, None, file.size, file.tag, () if any_json else file.keys)
             share = max(1, weight // cuts)
             loads.append(Load(piece, max(1, round(share / row_bytes)), share, share, None))
-    extra: dict[str, Any] = {"keys": keys} if keys else {}
     header = PlanHeader(
         format="json",
         batch_size=dataset.batch_size,
@@ -107,7 +106,8 @@ def plan_json(
         rows=0,
         bytes=0,
         warnings=tuple(warnings[:20]),
-        extra={**extra, "json": "any"} if any_json else extra,
+        keys=dict(keys),
+        any_json=any_json,
     )
     finer_from = finer_weight(sum(weights), target, workers)
     packed = pack(loads, target=target, batch_size=dataset.batch_size, align=False, finer_from=finer_from)

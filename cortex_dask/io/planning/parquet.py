@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cortex_dask.errors import DatasetError
 from cortex_dask.io.input.files import HIVE_NULL, InputFile, infer_keys
@@ -56,8 +56,8 @@ class _Group:
     verdict: Verdict
 
 
-class ParquetPlan:
-    """The splits of Parquet files: stretches of row groups."""
+class ParquetPlanner:
+    """Cuts Parquet files into splits: stretches of row groups."""
 
     def __init__(
         self,
@@ -66,24 +66,21 @@ class ParquetPlan:
         filters: Filters | None,
         workers: int,
         keep: Sequence[str],
-        sink: Sink | None,
-        check: Callable[[], None],
     ) -> None:
-        self._sink, self._check = sink, check
         self._dataset, self._files, self._workers, self._keep = dataset, files, workers, keep
         self._keys = infer_keys(files)
         self._unbound = filters
         self._filters: Filters | None = None
 
-    def make(self) -> Plan:
-        """Read the footers, settle the schema, leave out what cannot match, and pack the rest."""
+    def plan(self, sink: Sink | None, check: Callable[[], None]) -> Plan:
+        """Read the footers, decide the schema, leave out what cannot match, and pack the rest."""
         from cortex_dask.io.parquet.footer import read_footers
 
         wanted = self._dataset.columns
         filter_columns = columns_of(self._unbound)
         read = None if wanted is None else {*wanted, *filter_columns}
         in_files = [name for name in filter_columns if name not in self._keys]
-        footers = read_footers(self._files, read, in_files, self._check)
+        footers = read_footers(self._files, read, in_files, check)
         header = self._header(footers, read)
         groups = list(self._groups(footers, len(header.columns or ())))
         counted = sum(group.rows for footer in footers for group in footer.groups)
@@ -97,7 +94,7 @@ class ParquetPlan:
         target = target_weight(total, self._workers)
         finer_from = finer_weight(total, target, self._workers)
         packed = pack(loads, target=target, batch_size=self._dataset.batch_size, finer_from=finer_from)
-        made = assemble(replace(header, columns=self._dataset.columns), packed, self._sink)
+        made = assemble(replace(header, columns=self._dataset.columns), packed, sink)
         if not made.header.splits:
             raise DatasetError(
                 f"none of the {counted} rows in {len(self._files)} files passes the filters "
@@ -106,7 +103,7 @@ class ParquetPlan:
         return made
 
     def _header(self, footers: list[Footer], read: set[str] | None) -> PlanHeader:
-        """Settle the schema; the totals come later."""
+        """Decide the schema; the totals come later."""
         import pyarrow as pa
 
         from cortex_dask.io.arrow.schema import encode_schema, unify
@@ -129,11 +126,11 @@ class ParquetPlan:
         fields |= {key: pa.field(key, kind) for key, kind in self._keys.items()}
         output = [name for name in self._dataset.columns or fields if name not in self._keys]
         output += [key for key in self._keys if self._dataset.columns is None or key in self._dataset.columns]
-        extra: dict[str, Any] = {"keys": self._keys} if self._keys else {}
+        filter_schema = None
         if self._unbound is not None:
-            filter_schema = pa.schema([fields[name] for name in columns_of(self._unbound)])
-            self._filters = bind(self._unbound, filter_schema)
-            extra["filter_schema"] = encode_schema(filter_schema)
+            filtered = pa.schema([fields[name] for name in columns_of(self._unbound)])
+            self._filters = bind(self._unbound, filtered)
+            filter_schema = encode_schema(filtered)
         both = [key for key in self._keys if key in names and key in needed]
         return PlanHeader(
             format="parquet",
@@ -151,7 +148,8 @@ class ParquetPlan:
                 f"the column {key!r} is in the files and in the names of their folders: the folders' values are used"
                 for key in both
             ),
-            extra=extra,
+            keys=dict(self._keys),
+            filter_schema=filter_schema,
         )
 
     def _groups(self, footers: Sequence[Footer], columns: int) -> Iterator[_Group]:

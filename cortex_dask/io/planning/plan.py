@@ -20,7 +20,7 @@ from cortex_dask.io.input.filters import (
 )
 from cortex_dask.io.job.splits import DatasetInput, Plan
 from cortex_dask.io.planning.packing import Sink
-from cortex_dask.io.planning.parquet import ParquetPlan
+from cortex_dask.io.planning.parquet import ParquetPlanner
 
 if TYPE_CHECKING:
     pass
@@ -68,7 +68,7 @@ def plan(
     kind = detect_format(files) if dataset.format == "auto" else dataset.format
     dataset = replace(dataset, columns=columns)
     if kind == "parquet":
-        return ParquetPlan(dataset, files, filters, max(1, workers), keep, sink, check).make()
+        return ParquetPlanner(dataset, files, filters, max(1, workers), keep).plan(sink, check)
     from cortex_dask.io.planning.json import plan_json
 
     return plan_json(dataset, files, filters, max(1, workers), keep=keep, any_json=any_json, sink=sink)

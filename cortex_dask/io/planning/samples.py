@@ -267,5 +267,5 @@ def _header(
         rows=rows,
         bytes=size,
         warnings=tuple(warnings),
-        extra={"json": "any"},
+        any_json=True,
     )

@@ -61,8 +61,8 @@ class JobTotals:
         self.failed_attempts += record.failed_attempts
         self.rows_out += record.rows_out
         self.handle_seconds += record.handle_seconds
-        self.metrics.add(record.extra.get("metrics", ()))
-        if (limit := record.extra.get("rows_limit")) is not None:
+        self.metrics.add(record.metrics)
+        if (limit := record.rows_limit) is not None:
             self.rows_limit = min(limit, self.rows_limit or limit)
         if record.part is not None:
             self.parts += 1

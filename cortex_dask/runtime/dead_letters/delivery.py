@@ -150,10 +150,11 @@ class Delivery:
 
 def make_delivery(job: JobDirectory, settings: JobSettings) -> Delivery | None:
     """Return the delivery that a submission asks for, or None."""
-    queue_settings = settings.handler.extra.get("sqs_dead_letter_queue")
-    if queue_settings is not None:
+    target = settings.dead_letters
+    if target is not None and target.queue_arn is not None:
         from cortex_dask.runtime.dead_letters.sqs import SqsTarget  # imports asyncio, which most jobs do without
 
-        return Delivery(job, SqsTarget(queue_settings["arn"], job, settings))
-    folder = settings.handler.extra.get("dead_letter")
-    return None if folder is None else Delivery(job, FolderTarget(folder["path"], job, settings))
+        return Delivery(job, SqsTarget(target.queue_arn, job, settings))
+    if target is not None and target.folder is not None:
+        return Delivery(job, FolderTarget(target.folder, job, settings))
+    return None

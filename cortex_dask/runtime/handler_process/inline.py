@@ -62,7 +62,7 @@ def run_split(task: SplitTask, report: Report) -> Outcome:
     limit = job.handler.rows_limit
     record = replace(
         record,
-        extra={**record.extra, **({"rows_limit": limit} if limit else {})},
+        rows_limit=limit or None,
         failed_attempts=counted.failed_attempts,
         seconds=time.monotonic() - started,
         worker="inline",
@@ -110,7 +110,7 @@ def _load(job_url: str) -> LoadedJob:
         raise HandlerError(f"the job at {job_url} has no plan yet")
     project: str | None = None
     digest = settings.handler.project
-    if dependencies := settings.handler.extra.get("dependencies"):
+    if dependencies := settings.handler.dependencies:
         names = " and ".join(dependencies.values())
         message = f"{names} is not installed for a job that runs inline: the handler finds the packages of this process"
         warnings.warn(message, UserWarning, stacklevel=2)

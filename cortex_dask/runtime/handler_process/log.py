@@ -115,7 +115,7 @@ class JsonHandler(logging.Handler):
             message = record.getMessage()
         except Exception:  # noqa: BLE001 - "%d" with text, say: the arguments are shown as they are
             message = f"{to_text(record.msg)} {to_text(record.args)}"
-        self.write(record.levelname, message, self._extra(record), record.created)
+        self.write(record.levelname, message, self._given_keys(record), record.created)
 
     def write(
         self, level: str, message: str, extra: Mapping[str, Any] | None = None, created: float | None = None
@@ -126,15 +126,15 @@ class JsonHandler(logging.Handler):
             data = line("WARNING", dropped(len(data)), self._labels, batch_id=current_batch())
         self._send(data)
 
-    def _extra(self, record: logging.LogRecord) -> dict[str, Any]:
-        extra: dict[str, Any] | None = getattr(record, "extra_fields", None)
-        if extra is None:
-            extra = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+    def _given_keys(self, record: logging.LogRecord) -> dict[str, Any]:
+        given: dict[str, Any] | None = getattr(record, "extra_fields", None)
+        if given is None:
+            given = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
         if record.exc_info and record.exc_info[0] is not None:
-            extra = {**extra, "exc_info": self._formatter.formatException(record.exc_info)}
+            given = {**given, "exc_info": self._formatter.formatException(record.exc_info)}
         if record.stack_info:
-            extra = {**extra, "stack_info": record.stack_info}
-        return extra
+            given = {**given, "stack_info": record.stack_info}
+        return given
 
 
 class StreamRecorder(io.TextIOBase):

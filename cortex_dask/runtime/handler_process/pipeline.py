@@ -73,7 +73,7 @@ def run_attempt(job: LoadedJob, split_run: SplitRun, source: SchemaSource, notif
         raise
     job.metrics.restore(carried)
     metrics = job.metrics.collect()
-    return replace(record, extra={"metrics": metrics} if metrics else {})
+    return replace(record, metrics=metrics)
 
 
 class Pipeline:

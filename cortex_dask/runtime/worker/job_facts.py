@@ -216,7 +216,7 @@ class JobInterpreter:
                 digest = job.settings.handler.project
                 assert directory is not None
                 assert digest is not None
-                names: dict[str, str] = job.settings.handler.extra["dependencies"]
+                names = job.settings.handler.dependencies
                 try:
                     dependencies = Dependencies(directory, digest, **names)
                     self._made = ensure_interpreter(dependencies, environment, log, lambda: job.end.has_come)

@@ -148,7 +148,7 @@ class Slot:
         devices = self._show_devices() if settings.compute.gpu > 0 or settings.compute.inf > 0 else None
         environment = slot_environment(os.environ, settings.handler.env, cpu=settings.compute.threads, devices=devices)
         executable = None
-        if settings.handler.extra.get("dependencies"):
+        if settings.handler.dependencies:
             interpreter = self.job.interpreter.get(environment, self.log)
             if interpreter is not None:
                 executable, environment = interpreter.executable, interpreter.environment(environment)

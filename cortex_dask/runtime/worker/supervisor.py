@@ -214,9 +214,9 @@ class Supervision(WatchListener):
             worker=self._slot.worker,
             finished=time.time(),
             # with the next splits the limit gets to all workers
-            extra=record.extra if shared is None else {**record.extra, "rows_limit": shared},
+            rows_limit=shared,
         )
-        prometheus.expose(self._settings, record.extra.get("metrics", ()))
+        prometheus.expose(self._settings, record.metrics)
         if exhausted >= self._slot.patience:
             self._replace_process(f"{exhausted} batches have run out of memory in it", "the next split gets a new one")
         return Outcome("done", self._split.number, record)

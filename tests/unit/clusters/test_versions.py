@@ -109,8 +109,8 @@ def test_the_table_has_a_line_for_all_that_are_alike() -> None:
     assert "missing" in lines[4]
 
 
-def settings(kind: str, **extra: str) -> JobSettings:
-    handler = HandlerSettings(kind, extra=extra)  # type: ignore[arg-type]
+def settings(kind: str, python: str | None = None) -> JobSettings:
+    handler = HandlerSettings(kind, python=python)  # type: ignore[arg-type]
     return JobSettings("job", "api", "api-1", "2026-01-31T12:00:00Z", handler, DatasetInput(("in",), batch_size=1))
 
 

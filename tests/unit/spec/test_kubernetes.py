@@ -30,7 +30,7 @@ def complaint(**kubernetes: Any) -> str:
 def options(
     kubernetes: dict[str, Any] | None = None, of_api: str | None = "image:1", **given: Any
 ) -> KubernetesOptions:
-    handler = HandlerSettings("project", extra={"image": of_api} if of_api else {})
+    handler = HandlerSettings("project", image=of_api)
     cluster = ClusterSettings("kubernetes", options=given, kubernetes=kubernetes or {})
     dataset = DatasetInput(("s3://in",))
     return KubernetesOptions.from_settings(JobSettings("j", "demo", "a", "2026", handler, dataset, cluster=cluster))
@@ -133,7 +133,7 @@ def test_options_of_another_kind_of_cluster_are_not_for_us() -> None:
         "demo",
         "a",
         "2026",
-        HandlerSettings("project", extra={"image": "image:1"}),
+        HandlerSettings("project", image="image:1"),
         DatasetInput(("s3://in",)),
         cluster=ClusterSettings("gateway", options={"worker_cores": 2}),
     )

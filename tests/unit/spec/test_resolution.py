@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from cortex_dask.errors import HandlerError, InputError, ProjectError, SpecError
 from cortex_dask.io.arrow.schema import decode_schema
-from cortex_dask.io.job.settings import JobSettings, OutputSettings
+from cortex_dask.io.job.settings import DeadLetterSettings, JobSettings, OutputSettings
 from cortex_dask.spec.api import load_apis
 from cortex_dask.spec.quantity import parse_bytes, parse_quantity
 from cortex_dask.spec.resolution import deep_merge, resolve
@@ -157,16 +157,14 @@ def test_every_key_of_the_contract(folder: Path) -> None:
     assert settings.config == {"threshold": 0.5, "labels": {"a": 1}}
     assert (settings.compute.cpu, settings.compute.gpu, settings.compute.memory) == (0.5, 1.0, 3 * 2**29)
     assert (settings.compute.inf, settings.compute.node_groups, settings.compute.shm) == (2, ("a", "b"), 2**30)
-    assert settings.handler.extra == {
-        "image": "example.org/image:1",
-        "dependencies": {"pip": "requirements.txt"},
-        "models": {
-            "paths": [{"name": "a", "path": "s3://bucket/a"}, {"name": "b", "path": "b", "signature_key": "c"}],
-            "signature_key": "serving_default",
-        },
-        "server_side_batching": {"max_batch_size": 32, "batch_interval": "0.5s"},
-        "tensorflow_serving_image": "example.org/serving:2",
+    assert settings.handler.image == "example.org/image:1"
+    assert settings.handler.dependencies == {"pip": "requirements.txt"}
+    assert settings.handler.models == {
+        "paths": [{"name": "a", "path": "s3://bucket/a"}, {"name": "b", "path": "b", "signature_key": "c"}],
+        "signature_key": "serving_default",
     }
+    assert settings.handler.server_side_batching == {"max_batch_size": 32, "batch_interval": "0.5s"}
+    assert settings.handler.tensorflow_serving_image == "example.org/serving:2"
     assert [warning for warning in resolved.warnings if "networking" in warning]
     assert JobSettings.from_json(orjson.loads(orjson.dumps(settings.to_json()))) == settings
 
@@ -659,7 +657,7 @@ def test_dead_letters_decide_the_attempts() -> None:
     queue = {"arn": "arn:aws:sqs:us-east-1:123456789012:dead.fifo", "max_receive_count": 4}
     settings = resolve(MyHandler, input="in", sqs_dead_letter_queue=queue).settings
     assert settings.limits.max_attempts == 4
-    assert settings.handler.extra["sqs_dead_letter_queue"] == queue
+    assert settings.dead_letters == DeadLetterSettings(4, queue_arn=queue["arn"])
     with pytest.raises(SpecError, match=r"max_attempts: found 2, but dead_letter\.max_receive_count is 3"):
         resolve(MyHandler, input="in", max_attempts=2, dead_letter={"path": "x", "max_receive_count": 3})
 

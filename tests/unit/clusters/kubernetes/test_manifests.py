@@ -36,7 +36,7 @@ def settings(**said: Any) -> JobSettings:
         "api_name": "demo",
         "api_id": "a",
         "created_time": "2026-11-23T00:00:00.000+00:00",
-        "handler": HandlerSettings("project", extra={"image": "registry.example.com/demo:1"}),
+        "handler": HandlerSettings("project", image="registry.example.com/demo:1"),
         "dataset": DatasetInput(("s3://bucket/in",)),
         "workers": 4,
         "cluster": cluster,
@@ -230,7 +230,7 @@ def test_a_cluster_that_would_be_made_differently_is_told_apart() -> None:
 
 def test_secrets_are_named_and_no_value_of_the_handler_is_there() -> None:
     job = settings(
-        handler=HandlerSettings("project", env={"API_TOKEN": "hunter2"}, extra={"image": "a:1"}),
+        handler=HandlerSettings("project", env={"API_TOKEN": "hunter2"}, image="a:1"),
         config={"password": "hunter3"},
         kubernetes={"env_from": [{"secret": "aws"}, {"config_map": "plain"}], "env": {"REGION": "eu-west-1"}},
     )

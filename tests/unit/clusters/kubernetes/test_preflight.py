@@ -19,7 +19,7 @@ SETTINGS = JobSettings(
     "demo",
     "a",
     "2026",
-    HandlerSettings("project", extra={"image": "image:1"}),
+    HandlerSettings("project", image="image:1"),
     DatasetInput(("s3://bucket/in",)),
     output=OutputSettings("s3://bucket/out"),
     cluster=ClusterSettings("kubernetes"),

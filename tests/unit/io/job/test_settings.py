@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from cortex_dask.io.job.settings import ClusterSettings, HandlerSettings, JobSettings, differences
+import pytest
+
+from cortex_dask.io.job.settings import ClusterSettings, DeadLetterSettings, HandlerSettings, JobSettings, differences
 from cortex_dask.io.job.splits import DatasetInput
 
 SETTINGS = JobSettings(
@@ -35,3 +38,35 @@ def test_each_difference_is_named_with_both_values() -> None:
 def test_values_of_the_user_are_never_shown() -> None:
     other = replace(SETTINGS, config={"key": "secret"}, handler=replace(SETTINGS.handler, env={"TOKEN": "other"}))
     assert differences(SETTINGS, other) == ["config differs", "handler.env differs"]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "expected"),
+    [
+        ({"sqs_dead_letter_queue": {"arn": "a", "max_receive_count": 2}}, DeadLetterSettings(2, queue_arn="a")),
+        ({"dead_letter": {"path": "s3://b/c", "max_receive_count": 3}}, DeadLetterSettings(3, folder="s3://b/c")),
+        ({}, None),
+    ],
+)
+def test_settings_of_an_earlier_release(earlier: dict[str, Any], expected: DeadLetterSettings | None) -> None:
+    """They kept below ``extra`` of the handler what has fields of its own now."""
+    handler = {
+        "kind": "project",
+        "extra": {"image": "i:1", "dependencies": {"pip": "r.txt"}, "python": "3.12", **earlier},
+    }
+    dataset = {"paths": ["in"], "format": "auto", "columns": None, "filters": None, "batch_size": 5}
+    document = {
+        "job_id": "j",
+        "api_name": "a",
+        "api_id": "i",
+        "created_time": "t",
+        "handler": handler,
+        "dataset": dataset,
+    }
+
+    settings = JobSettings.from_json(document)
+
+    assert (settings.handler.image, settings.handler.python) == ("i:1", "3.12")
+    assert settings.handler.dependencies == {"pip": "r.txt"}
+    assert settings.dead_letters == expected
+    assert JobSettings.from_json(settings.to_json()) == settings

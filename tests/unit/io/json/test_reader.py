@@ -306,7 +306,7 @@ def test_lines_that_would_be_values_only_together_are_malformed(tmp_path: Path, 
     # Lines are parsed many at once: joined by commas, these seven would be seven objects.
     lines = [b'{"a": 1}', b'{"a": [{}', b"{}]}", b'{"a": 2},{"a": 3}', b'{"a": "', b'"}', b'{"a": 4},{"a": 5}']
     path = write(tmp_path, "x.jsonl", b"\n".join(lines))
-    records, bad, _ = read(split_of(path), header(batch_size=10, extra={"json": "any"} if any_value else {}))
+    records, bad, _ = read(split_of(path), header(batch_size=10, any_json=any_value))
     assert records == [{"a": 1}]
     assert [item.line for item in bad] == [2, 3, 4, 5, 6, 7]
 
@@ -315,7 +315,7 @@ def test_lines_that_hold_the_separator_are_read_as_they_are(tmp_path: Path) -> N
     joint = json_reader.SEPARATOR.strip(b",")
     lines = [b"[1]", joint, b'{"a": %b}' % joint, b"1%b2" % json_reader.SEPARATOR, joint]
     path = write(tmp_path, "x.jsonl", b"\n".join(lines))
-    records, bad, _ = read(split_of(path), header(batch_size=10, extra={"json": "any"}))
+    records, bad, _ = read(split_of(path), header(batch_size=10, any_json=True))
     assert records == [[1], int(joint), {"a": int(joint)}, int(joint)]
     assert [item.line for item in bad] == [4]
 

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from cortex_dask.errors import SpecError
+from cortex_dask.io.job.settings import DeadLetterSettings
 from cortex_dask.io.store.store import Store
 from cortex_dask.runtime.dead_letters.target import read_failures
 from tests.support.failed_job import FailedJob, make_failure
@@ -26,7 +27,7 @@ class TestReadFailures:
 
 class TestFolder:
     def test_files_are_those_of_the_job_directory(self, tmp_path: Path) -> None:
-        job = FailedJob(tmp_path, dead_letter={"path": str(tmp_path / "dead"), "max_receive_count": 3})
+        job = FailedJob(tmp_path, DeadLetterSettings(3, folder=str(tmp_path / "dead")))
         delivery = job.delivery()
         delivery.check()
         delivery.add(job.fail(0, range(3)))
@@ -41,14 +42,14 @@ class TestFolder:
 
     def test_a_folder_that_cannot_be_written_is_found_before_the_first_batch(self, tmp_path: Path) -> None:
         (tmp_path / "dead").write_text("a file")
-        job = FailedJob(tmp_path, dead_letter={"path": str(tmp_path / "dead"), "max_receive_count": 3})
+        job = FailedJob(tmp_path, DeadLetterSettings(3, folder=str(tmp_path / "dead")))
         with pytest.raises(SpecError, match=r"^dead_letter\.path: "):
             job.delivery().check()
 
     @pytest.mark.s3
     def test_a_store_that_fails_leaves_the_failures(self, tmp_path: Path, faulty_s3: FaultyS3) -> None:
         folder = f"{faulty_s3.bucket}/dead"
-        job = FailedJob(tmp_path, dead_letter={"path": folder, "max_receive_count": 3})
+        job = FailedJob(tmp_path, DeadLetterSettings(3, folder=folder))
         job.fail(0, range(3))
         delivery = job.delivery()
         delivery.check()

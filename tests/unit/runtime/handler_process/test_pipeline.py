@@ -407,7 +407,7 @@ def test_metrics_of_a_split_that_fails_do_not_count(tmp_path: Path, monkeypatch:
     with pytest.raises(StorageError):
         loop.run()
     monkeypatch.undo()
-    metrics = {item["metric"]: item["value"] for item in loop.run().extra["metrics"]}
+    metrics = {item["metric"]: item["value"] for item in loop.run().metrics}
     assert metrics == {"started": 1, "rows": 100}
 
 
