@@ -44,7 +44,7 @@ test: $(VENV)/.installed-test
 
 # What make test leaves out; tests/tiers.py says what that is.
 test-extended: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m extended $(TESTS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "extended and $(HERE)" $(TESTS)
 
 test-all: test test-extended
 

@@ -86,12 +86,16 @@ class Catalog:
             return job
         if matches:
             raise JobNotFoundError(
-                f"{len(matches)} jobs of {api_name} begin with {job_id!r}: {_listed(matches)}. Give more of the id"
+                f"{len(matches)} jobs of {api_name} begin with {job_id!r}: {_listed(matches)}. Give more of the id",
+                api_name=api_name,
+                job_id=job_id,
             )
         if not ids:
             raise self._no_jobs(api_name)
         raise JobNotFoundError(
-            f"there is no job {job_id!r} of {api_name} in {self._store.url}; its jobs are {_listed(ids)}"
+            f"there is no job {job_id!r} of {api_name} in {self._store.url}; its jobs are {_listed(ids)}",
+            api_name=api_name,
+            job_id=job_id,
         )
 
     def newest_first(self, api_name: str | None = None) -> list[Job]:
@@ -129,7 +133,8 @@ class Catalog:
     def _no_jobs(self, api_name: str) -> JobNotFoundError:
         known = ", ".join(self._index.apis()) or "none"
         return JobNotFoundError(
-            f"there are no jobs of an API {api_name!r} in {self._store.url}; APIs with jobs there: {known}"
+            f"there are no jobs of an API {api_name!r} in {self._store.url}; APIs with jobs there: {known}",
+            api_name=api_name,
         )
 
 

@@ -226,7 +226,8 @@ class ApiVersions:
             names = self.names()
             raise JobNotFoundError(
                 f"no API {shown(name)} is deployed in {self._store.url}; {did_you_mean(name, names)}"
-                f"deployed there: {', '.join(names) or 'none'}"
+                f"deployed there: {', '.join(names) or 'none'}",
+                api_name=name,
             )
         return found
 
@@ -301,7 +302,8 @@ class ApiVersions:
         if value is None:
             raise JobNotFoundError(
                 f"the API {name} is damaged: {self._store.url}/apis/{name}/{api_id}/{_VERSION} is missing; "
-                "deploy it again"
+                "deploy it again",
+                api_name=name,
             )
         return _Version(value["spec"], value["handler"], value.get("folder"), value.get("size", 0))
 

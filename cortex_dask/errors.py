@@ -18,10 +18,12 @@
         └── JobStoppedError
 
 Every message is a sentence for the person who must act: what was found, where, what is allowed,
-what to do next.
+what to do next. The facts of a sentence that a program may need are attributes; None where they are not known.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class CortexDaskError(Exception):
@@ -33,7 +35,17 @@ class InputError(CortexDaskError, ValueError):
 
 
 class SpecError(InputError):
-    """A key of ``cortex.yaml``, of a submission or of an option is unknown or has an impossible value."""
+    """A key of ``cortex.yaml``, of a submission or of an option is unknown or has an impossible value.
+
+    Attributes
+    ----------
+    mistakes : list of (str, str)
+        The path of each wrong key, and what is wrong with it; empty where the mistake is not about a key.
+    """
+
+    def __init__(self, message: str = "", *, mistakes: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = list(mistakes)
 
 
 class ProjectError(InputError):
@@ -45,27 +57,89 @@ class HandlerError(InputError):
 
 
 class DatasetError(InputError):
-    """The input is missing, empty, unreadable, or its files contradict each other."""
+    """The input is missing, empty, unreadable, or its files contradict each other.
+
+    Attributes
+    ----------
+    path : str, optional
+        The path, URL or pattern in question.
+    """
+
+    def __init__(self, message: str = "", *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class OutputError(InputError):
-    """The output location holds data already or cannot be written."""
+    """The output location holds data already or cannot be written.
+
+    Attributes
+    ----------
+    url : str, optional
+        The output directory.
+    """
+
+    def __init__(self, message: str = "", *, url: str | None = None) -> None:
+        super().__init__(message)
+        self.url = url
 
 
 class StorageError(CortexDaskError, OSError):
-    """A store cannot be reached, or refuses an operation after all retries."""
+    """A store cannot be reached, or refuses an operation after all retries.
+
+    Attributes
+    ----------
+    url : str, optional
+        The file or folder in question, without credentials.
+    code : str, optional
+        The store's own word for the fault, such as ``AccessDenied``.
+    """
+
+    def __init__(self, message: str = "", *, url: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.url, self.code = url, code
 
 
 class JobNotFoundError(CortexDaskError, LookupError):
-    """The environment has no such API or job."""
+    """The environment has no such API or job.
+
+    Attributes
+    ----------
+    api_name, job_id : str, optional
+        What was looked for.
+    """
+
+    def __init__(self, message: str = "", *, api_name: str | None = None, job_id: str | None = None) -> None:
+        super().__init__(message)
+        self.api_name, self.job_id = api_name, job_id
 
 
 class JobRunningError(CortexDaskError):
-    """Another coordinator is running this job now."""
+    """Another coordinator is running this job now.
+
+    Attributes
+    ----------
+    host, pid : str and int, optional
+        Where that coordinator runs, and its process id there.
+    """
+
+    def __init__(self, message: str = "", *, host: str | None = None, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.host, self.pid = host, pid
 
 
 class ClusterError(CortexDaskError):
-    """A cluster does not come up, refuses the job, or was lost; the job can be resumed when it is mended."""
+    """A cluster does not come up, refuses the job, or was lost; the job can be resumed when it is mended.
+
+    Attributes
+    ----------
+    cluster : str, optional
+        The backend's name, or the scheduler's address.
+    """
+
+    def __init__(self, message: str = "", *, cluster: str | None = None) -> None:
+        super().__init__(message)
+        self.cluster = cluster
 
 
 class JobFailedError(CortexDaskError):

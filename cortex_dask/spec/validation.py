@@ -62,7 +62,9 @@ def validate(
         return model.model_validate(value)
     except ValidationError as error:
         lines = dict.fromkeys(_sentence(model, item, prefix, names or {}) for item in error.errors(include_url=False))
-        raise SpecError("\n".join(f"{source}: {line}" if source else line for line in lines)) from None
+        mistakes = [(path, message) for path, _, message in (line.partition(": ") for line in lines)]
+        text = "\n".join(f"{source}: {line}" if source else line for line in lines)
+        raise SpecError(text, mistakes=mistakes) from None
 
 
 def _sentence(model: type[Document], item: Mapping[str, Any], prefix: str, names: Mapping[str, str]) -> str:

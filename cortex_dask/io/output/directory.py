@@ -83,7 +83,9 @@ class OutputDirectory:
         except OSError as error:
             if is_transient(error.__cause__ or error):
                 raise  # the store does not answer just now
-            raise OutputError(f"the output directory cannot be used: {explain(error, self.store.url)}") from error
+            raise OutputError(
+                f"the output directory cannot be used: {explain(error, self.store.url)}", url=self.store.url
+            ) from error
 
     def _reserve(self) -> list[str]:
         names = self.store.names()
@@ -92,7 +94,8 @@ class OutputDirectory:
         if self._settings.mode == "error" and held:
             raise OutputError(
                 f"the output directory {self.store.url} holds {_files(len(held))} already (for example {held[0]}): "
-                "choose an empty one, or say mode 'append' or 'overwrite'"
+                "choose an empty one, or say mode 'append' or 'overwrite'",
+                url=self.store.url,
             )
         self._refuse(others)
         self.store.write(
@@ -117,7 +120,8 @@ class OutputDirectory:
             owner = self._reserved_by(min(others))
             raise OutputError(
                 f"the job {owner} is writing to {self.store.url}, or was left unfinished there: wait for it, "
-                "resume it, or choose another output directory"
+                "resume it, or choose another output directory",
+                url=self.store.url,
             )
 
     def is_reserved(self) -> bool:

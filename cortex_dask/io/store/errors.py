@@ -248,8 +248,10 @@ def explain(error: BaseException, url: str) -> CortexDaskError:
         kind = _meaning(error)
         explained = StorageError(f"{where} cannot be used: {kind}")
     number = next((link.errno for link in _chain(error) if isinstance(link, OSError) and link.errno), None)
-    if isinstance(explained, StorageError) and number is not None:
-        explained.errno = number
+    if isinstance(explained, StorageError):
+        explained.url, explained.code = where, error_code(error) or None
+        if number is not None:
+            explained.errno = number
     explained.__cause__ = error
     return explained
 

@@ -98,7 +98,9 @@ class Coordinator:
         if other and not force:
             runner = f"process {other['pid']} on {other['host']}"
             raise JobRunningError(
-                f"the job {self._settings.job_id} is being run by {runner}: wait for it or stop it first"
+                f"the job {self._settings.job_id} is being run by {runner}: wait for it or stop it first",
+                host=other["host"],
+                pid=other["pid"],
             )
         if previous and previous["status"] in COMPLETE_STATUSES and not (retry and previous["failed_batches"]):
             if not previous.get("undelivered"):
@@ -148,7 +150,9 @@ class Coordinator:
             other = document["coordinator"]
             raise JobRunningError(
                 f"the job {self._settings.job_id} was taken over by process {other['pid']} on {other['host']}, as this "
-                "process gave no sign of life; nothing is lost"
+                "process gave no sign of life; nothing is lost",
+                host=other["host"],
+                pid=other["pid"],
             )
         if self._output is not None and document["status"] in COMPLETE_STATUSES:
             self._output.clean()  # of the attempts that our own handlers ran
