@@ -1,4 +1,7 @@
-"""The cores that this process may use."""
+"""``resolve``: a submission over its API's defaults, checked, as :class:`~cortex_dask.io.job.settings.JobSettings`.
+
+What comes next is told by :mod:`cortex_dask.runtime.coordinator.coordinator`, which runs the job.
+"""
 
 from __future__ import annotations
 
