@@ -1,12 +1,4 @@
-"""Read a split: the batches of its row stream, one after the other, with bounded memory.
-
-::
-
-    for item in read_split(split, header):
-        match item:
-            case Batch():    handle(item.data)           # an Arrow table, or a list of dicts for JSON
-            case BadLine():  dead_letter(item)           # a malformed line; its neighbours go on
-"""
+"""The values that readers yield: ``Batch``, ``Position`` and ``BadLine``."""
 
 from __future__ import annotations
 

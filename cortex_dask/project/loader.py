@@ -1,21 +1,4 @@
-"""The ``Handler`` class as a contract: its methods, the arguments that they may declare, and how it is loaded.
-
-======================  ========  ================================================================
-method                  required  arguments that may be declared
-======================  ========  ================================================================
-``__init__``            yes       ``config`` (required), ``job_spec``, ``metrics_client``; for
-                                  ``type: tensorflow`` also ``tensorflow_client`` (required)
-``handle_batch``        yes       ``payload``, ``batch_id``
-``on_job_complete``     no        none
-======================  ========  ================================================================
-
-Arguments are passed by name, and only those that a method declares. An argument with a default value is an argument
-like any other, so an unknown one is rejected. ``*args`` and ``**kwargs`` may stand beside declared arguments (a base
-class often has them), but never receive anything; a ``handle_batch`` that declares nothing else is rejected, because it
-would never see its batch. That is what a decorator without :func:`functools.wraps` leaves behind.
-
-The handler process imports this module, so it needs the standard library only.
-"""
+"""A handler's file, run as a module."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
-"""Plan a job: input files -> splits, the same ones whenever the same input is planned for as many workers.
+"""Splits of Parquet files: stretches of row groups.
 
-::
-
-    made = plan(DatasetInput(("s3://bucket/in/",), batch_size=1024), workers=4)
-    made.header.batches, made.header.rows
-    for split in made: ...
+The same input, planned for as many workers, always gives the same splits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fsspec file system of a URL, connected for as many requests at a time as are made here."""
+"""The requests of a store on any fsspec file system."""
 
 from __future__ import annotations
 

@@ -1,21 +1,4 @@
-"""Stores: one folder of a file system, local or any that fsspec knows, with operations that are safe to repeat.
-
-::
-
-    store = Store("s3://bucket/jobs")
-    store.create("job.json", b"{}")            # exactly one caller succeeds
-    with store.stage("part.parquet") as file:  # whole or not at all
-        file.write(b"...")
-        file.commit()
-    store.names()                              # ["job.json", "part.parquet"]
-
-Every operation tries again when the storage service throttles, fails or drops the connection, and ends in the same
-state whether the failed request had taken effect or not. What cannot be helped is raised as one sentence
-(:func:`~cortex_dask.io.store.errors.explain`).
-
-Local folders are served by :mod:`cortex_dask.io.store.local` with nothing but the standard library; all others by
-:mod:`cortex_dask.io.store.remote`, which is imported, as fsspec is, when the first request is made.
-"""
+"""``persist``: a request to a store is tried again while that may help, and its failure explained."""
 
 from __future__ import annotations
 
